@@ -1,0 +1,27 @@
+"""Test policy: strict ranks and dtypes of JAX, warnings as errors, one seed."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key():
+  return jax.random.key(0)
+
+
+@pytest.fixture
+def real_media() -> pathlib.Path:
+  """Folder of real clips and broken files beside the project; the test is skipped without it."""
+  root = pathlib.Path(__file__).parents[2] / "shared" / "data"
+  if "SORA_JAX_MEDIA" in os.environ:
+    root = pathlib.Path(os.environ["SORA_JAX_MEDIA"])
+  if not root.is_dir():
+    pytest.skip(f"no real media at {root}; set SORA_JAX_MEDIA to a folder with dev/ and bad/")
+  return root

@@ -1,0 +1,146 @@
+"""Checkpoints of a run: train state and data iterator together, written while training goes on."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from absl import logging
+
+from sora_jax.train.state import TrainState
+
+MAY_CHANGE = (
+  "train.steps",
+  "train.minutes",
+  "train.log_every",
+  "train.eval_every",
+  "train.save_every",
+  "train.keep",
+  "train.prefetch",
+  "data.workers",
+  "evaluation.",
+)
+"""Config keys that a resumed run may change; all others must stay as they were."""
+
+
+class Checkpoints:
+  """The checkpoints of one work directory, at most `keep` of them.
+
+  Each holds the state (orbax arrays), the state of the data iterator after the last batch that the
+  state has seen (JSON), and a small dict of the run's own notes, such as seconds spent.
+  """
+
+  def __init__(self, folder: Path, keep: int = 3):
+    self._manager = ocp.CheckpointManager(
+      Path(folder).absolute(),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+      item_names=("state", "data", "notes"),
+    )
+
+  def save(self, step: int, state: TrainState, data: Any, notes: dict) -> None:
+    """Starts writing a checkpoint and returns; the caller may donate `state` at once."""
+    if jax.default_backend() == "cpu":
+      # On CPU the writer's host copy would be a view of the buffers that the next step donates.
+      state = jax.tree.map(jnp.copy, state)
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        data=ocp.args.JsonSave({"iterator": data}),
+        notes=ocp.args.JsonSave(notes),
+      ),
+    )
+
+  def restore(self, like: TrainState) -> tuple[TrainState, Any, dict] | None:
+    """Returns (state, data, notes) of the newest checkpoint that can be read, or None.
+
+    like: a state with the right shapes; `jax.ShapeDtypeStruct` leaves with shardings will do. A
+    checkpoint that cannot be read is named in the log, removed, and the one before it is tried.
+
+    Raises: ValueError if checkpoints exist and none fits.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    problems = []
+    for step in steps:
+      try:
+        found = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(like),
+            data=ocp.args.JsonRestore(),
+            notes=ocp.args.JsonRestore(),
+          ),
+        )
+      except Exception as error:  # orbax raises many kinds for a damaged folder
+        problems.append(f"step {step}: {type(error).__name__}: {str(error)[:200]}")
+        logging.warning(
+          "checkpoint of step %d cannot be read, trying an older one: %s", step, error
+        )
+        continue
+      for bad in (s for s in steps if s > step):
+        self._manager.delete(bad)
+      return found["state"], found["data"]["iterator"], found["notes"]
+    if problems:
+      raise ValueError(
+        f"{self._manager.directory} holds checkpoints, but none can be restored: "
+        + "; ".join(problems)
+        + ". Start with another --workdir, or delete this folder."
+      )
+    return None
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the newest finished checkpoint."""
+    return self._manager.latest_step()
+
+  def wait(self) -> None:
+    """Blocks until what was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Finishes writing and releases the folder."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+  """Returns {"a.b": value} for a nested dict; lists are values."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def keep_config(workdir: Path, config: dict) -> None:
+  """Stores the config in a new work directory; in an old one, insists that it is the same.
+
+  Raises: ValueError that lists every key that differs, with both values.
+  """
+  path = Path(workdir) / "config.json"
+  text = json.dumps(config, indent=2, sort_keys=True)
+  if path.exists():
+    old, new = flatten(json.loads(path.read_text())), flatten(json.loads(text))
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+      allowed = any(name == m or (m.endswith(".") and name.startswith(m)) for m in MAY_CHANGE)
+      if not allowed and old.get(name, "absent") != new.get(name, "absent"):
+        lines.append(f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}")
+    if lines:
+      raise ValueError(
+        f"{workdir} was started with another config: "
+        + "; ".join(lines)
+        + ". Change these back to resume, or start with another --workdir."
+      )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text + "\n")
+
+
+def nearest(name: str, names) -> str:
+  """Returns ' Did you mean ...?' with the nearest right name, or ''."""
+  found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+  return f" Did you mean {found[0]!r}?" if found else ""

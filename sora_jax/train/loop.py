@@ -1,0 +1,288 @@
+"""The training loop: one fixed order, never waiting for the device.
+
+Every turn of the loop is
+  1. evaluate   the state of the steps before,
+  2. save       it, with the iterator as it stood after the last batch it has seen,
+  3. fetch      the next batch, which a thread has made ready,
+  4. step       dispatched, not awaited,
+  5. log        the step before, whose figures are there by now.
+Saving comes before fetching so that state and iterator always match; resume is exact to the bit.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from sora_jax import sharding
+from sora_jax.train import checkpoint, metrics, prefetch
+from sora_jax.train import optimizer as optimizer_lib
+from sora_jax.train import state as state_lib
+from sora_jax.train import step as step_lib
+from sora_jax.train.optimizer import OptimizerConfig
+from sora_jax.train.state import TrainState
+from sora_jax.train.task import Task
+from sora_jax.train.tensorboard import TensorBoard
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """Names as in `configs/base.py`.
+
+  steps: length of the run.  minutes: if above 0, the run measures its speed and ends, schedule
+  included, after this much time, in at most `steps` steps.
+  """
+
+  steps: int
+  seed: int = 0
+  minutes: float = 0.0
+  accumulate: int = 1
+  log_every: int = 20
+  eval_every: int = 0
+  save_every: int = 500
+  keep: int = 2
+  prefetch: int = 2
+  mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)
+
+  def __post_init__(self):
+    for name in ("steps", "accumulate", "log_every", "save_every", "keep", "prefetch"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+    for name in ("minutes", "eval_every", "seed"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"train.{name} is {getattr(self, name)}; it must be 0 or more")
+
+
+class NotFiniteError(FloatingPointError):
+  """A loss or a gradient was not finite; the message names the step and the batch."""
+
+
+class Outcome(NamedTuple):
+  """How a run ended.  finished: false if it was told to stop, and can be resumed."""
+
+  state: TrainState
+  step: int
+  finished: bool
+  figures: dict[str, float]
+
+
+def run(
+  task: Task,
+  config: LoopConfig,
+  optimizer: OptimizerConfig,
+  workdir: Path,
+  should_stop: Callable[[int], bool] = lambda step: False,
+) -> Outcome:
+  """Trains `task` in `workdir`, from its newest checkpoint if it has one.
+
+  should_stop: asked before every step; true saves and returns, as SIGTERM does.
+
+  Returns: the last state, and the figures of the last evaluation if the run finished. The caller
+  exports the averaged weights.  Raises: NotFiniteError at the log after the step that failed.
+  """
+  with contextlib.ExitStack() as stack:
+    runner = _Runner(task, config, optimizer, Path(workdir), stack)
+    stopped = stack.enter_context(_on_sigterm())
+    while runner.step < runner.total:
+      stop = stopped.is_set() or should_stop(runner.step)
+      runner.evaluate_if_due()
+      runner.save_if_due(now=stop)
+      if stop:
+        logging.info("stopped at step %d; run the same command to resume", runner.step)
+        return Outcome(runner.state, runner.step, False, {})
+      runner.take_step()
+    runner.flush()
+    runner.save()
+    return Outcome(runner.state, runner.step, True, runner.evaluate())
+
+
+class _Pending(NamedTuple):
+  """A step that was dispatched and not yet read."""
+
+  step: int
+  metrics: step_lib.StepMetrics
+  fetched: prefetch.Fetched
+
+
+class _Runner:
+  """The loop's variables; each method is one of the five parts of a turn."""
+
+  def __init__(self, task, config, optimizer, workdir, stack):
+    self.task, self.config, self.workdir = task, config, workdir
+    self.mesh = sharding.make_mesh(config.mesh)
+    self._checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.keep)
+    stack.callback(self._checkpoints.close)
+    batches = task.batches()
+    self.state, notes = self._start(optimizer, batches)
+    self.step = self._first = int(self.state.step)
+    self.total = config.steps if not config.minutes else int(self.state.total_steps)
+    self._elapsed, self._since = notes["elapsed_sec"], time.perf_counter()
+    self._step_fn = step_lib.make_step(task.loss, optimizer, config.accumulate)
+    self._prefetcher = prefetch.Prefetcher(
+      batches,
+      lambda b: sharding.put_batch(self.mesh, b),
+      task.names,
+      task.cost,
+      config.prefetch,
+    )
+    stack.callback(self._prefetcher.close)
+    self._writer = metrics.Writer(workdir / "metrics.jsonl", self.step)
+    stack.callback(self._writer.close)
+    self._board = TensorBoard(workdir / "tensorboard")
+    stack.callback(self._board.close)
+    self._rate, self._meter = metrics.matmul_rate(), metrics.Meter()
+    logging.info("matmul rate of this machine: %.0f GFLOP/s", self._rate / 1e9)
+    self._pending: _Pending | None = None
+    self._read_at, self._untimed = time.perf_counter(), True
+    self._saved = self.step if self.step else -1
+
+  def _start(self, optimizer: OptimizerConfig, batches) -> tuple[TrainState, dict]:
+    """Returns the newest saved state, or a fresh one; sets the stream to match."""
+
+    def create():
+      transform = optimizer_lib.make(optimizer)
+      return state_lib.create(self.task.init, transform, self.config.seed, self.config.steps)
+
+    whole = sharding.replicated(self.mesh)
+    like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
+    )
+    found = self._checkpoints.restore(like)
+    if found is None:
+      self._iterator = json.dumps(batches.get_state())
+      return jax.jit(create, out_shardings=whole)(), {"elapsed_sec": 0.0}
+    state, iterator, notes = found
+    self._iterator = json.dumps(iterator)
+    batches.set_state(iterator)
+    if not self.config.minutes:
+      state = state.replace(total_steps=jnp.asarray(self.config.steps, jnp.int32))
+    logging.info("resumed from step %d", int(state.step))
+    return state, notes
+
+  def elapsed(self) -> float:
+    """Seconds of training so far, all legs together."""
+    return self._elapsed + time.perf_counter() - self._since
+
+  def evaluate_if_due(self) -> None:
+    every = self.config.eval_every
+    if every and self.step % every == 0 and self.step > self._first:
+      self.flush()
+      self.evaluate()
+
+  def evaluate(self) -> dict[str, float]:
+    """Runs every evaluator on the averaged weights and writes its figures."""
+    self._untimed = True
+    figures = {}
+    for evaluator in self.task.evaluators():
+      folder = self.workdir / "evaluation" / evaluator.name
+      folder.mkdir(parents=True, exist_ok=True)
+      found = evaluator(self.state.ema_params, self.step, folder)
+      figures |= {f"{evaluator.name}/{name}": value for name, value in found.items()}
+    if figures:
+      self._writer.write(self.step, figures)
+      self._board.write(self.step, figures)
+      short = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+      logging.info("evaluation at step %d: %s", self.step, short)
+    return figures
+
+  def save_if_due(self, now: bool) -> None:
+    if now or (self.step % self.config.save_every == 0 and self.step > self._first):
+      self.flush()
+      self.save()
+
+  def save(self) -> None:
+    """Saves the state, whose last step has been read and found finite."""
+    if self.step == self._saved:
+      return
+    self._untimed = True
+    notes = {"elapsed_sec": self.elapsed()}
+    self._checkpoints.save(self.step, self.state, json.loads(self._iterator), notes)
+    self._saved = self.step
+
+  def take_step(self) -> None:
+    """Fetches, dispatches, then reads the step before."""
+    fetched = self._prefetcher.get()
+    programs = self.programs()
+    self.state, out = self._step_fn(self.state, fetched.batch)
+    self._untimed |= self.programs() != programs
+    before, self._pending = self._pending, _Pending(self.step, out, fetched)
+    self._iterator = fetched.iterator
+    self.step += 1
+    if before is not None:
+      self._read(before)
+
+  def programs(self) -> int:
+    """Number of programs compiled for the step: one per shape of batch."""
+    return self._step_fn._cache_size()
+
+  def flush(self) -> None:
+    """Waits for the last step and reads it."""
+    if self._pending is not None:
+      self._read(self._pending)
+      self._pending = None
+
+  def _read(self, pending: _Pending) -> None:
+    """Reads a step's figures; raises if it was not finite; logs when due."""
+    out = jax.device_get(pending.metrics)
+    now = time.perf_counter()
+    seconds, self._read_at = now - self._read_at, now
+    if not out.finite:
+      raise NotFiniteError(
+        f"step {pending.step}: loss {out.ratios['loss'].numerator / out.ratios['loss'].denominator}"
+        f", gradient norm {out.grad_norm}; batch of clips {', '.join(pending.fetched.names)}. The"
+        f" last good state is in {self.workdir / 'checkpoints'}; lower optimizer.lr or look at"
+        " these clips."
+      )
+    last = {"grad_norm": float(out.grad_norm), "lr": float(out.lr)}
+    untimed, self._untimed = self._untimed, False
+    self._meter.add(out.ratios, last, pending.fetched.cost, None if untimed else seconds)
+    done = pending.step + 1
+    if done % self.config.log_every == 0 or done == self.total:
+      self._log(done)
+
+  def _log(self, done: int) -> None:
+    """Writes a line of figures and, under a time budget, plans the rest of the run."""
+    values = self._meter.summary(self._rate)
+    per_step = self._meter.sec_per_step
+    if self.config.minutes and math.isfinite(per_step):
+      left = max(self.config.minutes * 60 - self.elapsed(), 0.0)
+      self.total = min(self.config.steps, max(self.step, done + int(left / per_step)))
+      self.state = self.state.replace(
+        total_steps=jax.device_put(
+          jnp.asarray(self.total, jnp.int32), sharding.replicated(self.mesh)
+        )
+      )
+    values |= {
+      "eta_sec": (self.total - done) * per_step,
+      "elapsed_sec": self.elapsed(),
+      "total_steps": self.total,
+      "programs": self.programs(),
+    }
+    self._writer.write(done, values)
+    self._board.write(done, values)
+    logging.info("%s", metrics.progress_line(done, self.total, values))
+    self._meter.clear()
+
+
+@contextlib.contextmanager
+def _on_sigterm() -> Iterator[threading.Event]:
+  """Turns SIGTERM into an event while the loop runs; only the main thread can listen."""
+  event = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield event
+    return
+  old = signal.signal(signal.SIGTERM, lambda *_: event.set())
+  try:
+    yield event
+  finally:
+    signal.signal(signal.SIGTERM, old)

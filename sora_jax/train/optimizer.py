@@ -1,0 +1,157 @@
+"""Optimizers, learning-rate schedules and gradient clipping, built from optax.
+
+An optimizer here returns the update for a learning rate of one; the step multiplies it by
+`learning_rate(config, step, total_steps)`. So the length of a run may be measured while it runs,
+and it lives in the state instead of in the compiled program.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+from optax import contrib
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """Names as in `configs/base.py`; `lr` is the peak rate of Adam."""
+
+  name: str = "adamw"
+  lr: float = 1e-3
+  matrix_lr_ratio: float = 10.0
+  b1: float = 0.9
+  b2: float = 0.99
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  warmup_steps: int = 100
+  decay: str = "linear"
+  final_lr: float = 0.0
+  clip_norm: float = 1.0
+  adaptive_clip: bool = False
+  ema_decay: float = 0.9999
+
+  def __post_init__(self):
+    if self.name not in ("adamw", "muon"):
+      raise ValueError(f"optimizer.name is {self.name!r}; allowed: 'adamw', 'muon'")
+    if self.decay not in ("constant", "cosine", "linear"):
+      raise ValueError(
+        f"optimizer.decay is {self.decay!r}; allowed: 'constant', 'cosine', 'linear'"
+      )
+    for name in ("lr", "eps", "matrix_lr_ratio"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be above 0")
+    for name in ("b1", "b2", "ema_decay"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be in [0, 1)")
+    if not 0 <= self.final_lr <= 1:
+      raise ValueError(f"optimizer.final_lr is {self.final_lr}; it is a share of lr, in [0, 1]")
+    if self.warmup_steps < 0 or self.clip_norm < 0 or self.weight_decay < 0:
+      raise ValueError("optimizer.warmup_steps, clip_norm and weight_decay must not be negative")
+
+
+def learning_rate(
+  config: OptimizerConfig, step: Int[Array, ""], total_steps: Int[Array, ""]
+) -> Float[Array, ""]:
+  """Returns the learning rate of a step: linear warmup, then constant, cosine or linear decay.
+
+  The decay runs from the end of warmup to `total_steps`, where the rate is `lr * final_lr`.
+  """
+  s, total = step.astype(jnp.float32), total_steps.astype(jnp.float32)
+  warm = jnp.minimum(1.0, (s + 1.0) / max(config.warmup_steps, 1))
+  share = jnp.clip((s - config.warmup_steps) / jnp.maximum(total - config.warmup_steps, 1.0), 0, 1)
+  falling = {
+    "constant": lambda: jnp.ones(()),
+    "linear": lambda: 1.0 - share,
+    "cosine": lambda: 0.5 * (1.0 + jnp.cos(jnp.pi * share)),
+  }[config.decay]()
+  return config.lr * warm * (config.final_lr + (1.0 - config.final_lr) * falling)
+
+
+def matrix_axes(path: tuple, leaf, stacked: tuple[str, ...]) -> contrib.MuonDimensionNumbers | None:
+  """Says which axes of a parameter form the matrix that Muon orthogonalises; None means Adam.
+
+  Kernels of two and more axes are matrices from all axes but the last to the last; under a name
+  in `stacked` (the layers of a scan) the first axis counts layers. Tables, biases, scales and
+  embeddings stay with Adam.
+  """
+  names = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
+  first = 1 if any(name in stacked for name in names) else 0
+  if names[-1] != "kernel" or leaf.ndim - first < 2:
+    return None
+  return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), (leaf.ndim - 1,))
+
+
+def make(
+  config: OptimizerConfig, stacked: tuple[str, ...] = ("blocks",)
+) -> optax.GradientTransformation:
+  """Returns the optimizer for a learning rate of one: clipping, then AdamW or Muon.
+
+  Muon (Jordan et al. 2024) takes the kernels at `matrix_lr_ratio` times the rate, Adam the rest.
+  """
+  parts = []
+  if config.adaptive_clip:
+    parts.append(adaptive_clip())
+  if config.clip_norm:
+    parts.append(optax.clip_by_global_norm(config.clip_norm))
+  if config.name == "adamw":
+    parts.append(
+      optax.adamw(1.0, config.b1, config.b2, config.eps, weight_decay=config.weight_decay)
+    )
+    return optax.chain(*parts)
+
+  def axes(params):
+    return jax.tree_util.tree_map_with_path(lambda p, x: matrix_axes(p, x, stacked), params)
+
+  parts.append(
+    contrib.muon(
+      config.matrix_lr_ratio,
+      weight_decay=config.weight_decay,
+      adam_b1=config.b1,
+      adam_b2=config.b2,
+      adam_weight_decay=config.weight_decay,
+      adam_learning_rate=1.0,
+      muon_weight_dimension_numbers=axes,
+    )
+  )
+  return optax.chain(*parts)
+
+
+class ClipState(NamedTuple):
+  """Running mean and variance of the gradient's norm, and how many norms they have seen."""
+
+  mean: Any
+  var: Any
+  count: Any
+
+
+def adaptive_clip(
+  sigmas: float = 3.0, decay: float = 0.99, warmup: int = 20
+) -> optax.GradientTransformation:
+  """Scales a gradient down to `mean + sigmas * std` of the recent norms.
+
+  Source: Open-Sora Plan 1.5's adaptive clipping. Norms above the threshold do not enter the
+  averages, so that one spike cannot open the gate for the next; the first `warmup` norms always do.
+  """
+
+  def init(params):
+    del params
+    return ClipState(jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+  def update(grads, state, params=None):
+    del params
+    norm = optax.tree.norm(grads)
+    threshold = state.mean + sigmas * jnp.sqrt(state.var)
+    young = state.count < warmup
+    ok = young | (norm <= threshold)
+    keep = jnp.where(young, jnp.minimum(decay, state.count / (state.count + 1.0)), decay)
+    delta = norm - state.mean
+    mean = state.mean + (1.0 - keep) * delta
+    var = keep * (state.var + (1.0 - keep) * delta**2)
+    scale = jnp.where(ok, 1.0, threshold / jnp.maximum(norm, 1e-30))
+    new = ClipState(jnp.where(ok, mean, state.mean), jnp.where(ok, var, state.var), state.count + 1)
+    return jax.tree.map(lambda g: g * scale, grads), new
+
+  return optax.GradientTransformation(init, update)

@@ -1,0 +1,98 @@
+"""What the loop trains: the protocol that every task fulfils.
+
+A task is a frozen object that knows a network, its loss and its data. The loop knows none of them.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+Params = Any
+Batch = dict[str, Any]
+
+
+class Ratio(NamedTuple):
+  """A mean kept as its two sums, so that devices and microbatches of unequal weight add up right.
+
+  `numerator / denominator` is the mean; both are f32 scalars and the denominator carries no
+  gradient. (Fields are `Any`, as in every tree here: they hold shapes and host arrays too.)
+  """
+
+  numerator: Any
+  denominator: Any
+
+
+class Cost(NamedTuple):
+  """What a batch costs, counted on the host from its real content.
+
+  tokens: real tokens (padding excluded). For the VAE: output pixels per 1000.
+  flops: floating point operations of the matrix products of forward and backward.
+  clips: number of real clips.
+  """
+
+  tokens: float
+  flops: float
+  clips: int
+
+
+@runtime_checkable
+class Batches(Protocol):
+  """An endless, checkpointable stream of batches; the state must survive JSON."""
+
+  def __next__(self) -> Batch: ...
+
+  def get_state(self) -> Any: ...
+
+  def set_state(self, state: Any) -> None: ...
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+  """Figures and files about a set of weights."""
+
+  name: str
+
+  def __call__(self, params: Params, step: int, folder: Path) -> dict[str, float]:
+    """Writes its files into `folder` and returns its figures, named without a prefix."""
+    ...
+
+
+@runtime_checkable
+class Task(Protocol):
+  """One training job: network, loss, data, figures."""
+
+  name: str
+
+  def init(self, key: jax.Array) -> Params:
+    """Returns fresh parameters; a pure function, so that it can be traced by `jax.eval_shape`."""
+    ...
+
+  def loss(
+    self, params: Params, batch: Batch, key: jax.Array, progress: jax.Array
+  ) -> tuple[Ratio, dict[str, Ratio]]:
+    """Returns the loss and the metrics of one batch, as ratios of sums.
+
+    progress: f32 scalar, the share of training that is done, 0 to 1.
+    """
+    ...
+
+  def batches(self) -> Batches:
+    """Returns a fresh stream from its beginning."""
+    ...
+
+  def evaluators(self) -> list[Evaluator]:
+    """Returns what is measured every `eval_every` steps and at the end."""
+    ...
+
+  def cost(self, batch: Batch) -> Cost:
+    """Returns what a batch of the stream costs; numpy only, called in the fetching thread."""
+    ...
+
+  def names(self, batch: Batch) -> list[str]:
+    """Returns the ids of the clips in a batch, for messages."""
+    ...
+
+  def export(self, params: Params, folder: Path, provenance: dict) -> dict[str, float]:
+    """Writes final weights into `folder` and returns last figures about them."""
+    ...

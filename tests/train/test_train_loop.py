@@ -1,0 +1,146 @@
+"""The loop: exact resume, refusal of what is not finite, budgets, signals, files."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from toy import Toy
+
+from sora_jax.train import checkpoint, loop, metrics
+from sora_jax.train.optimizer import OptimizerConfig
+
+ADAM = OptimizerConfig(lr=0.1, warmup_steps=2)
+
+
+def config(**changes):
+  return loop.LoopConfig(**({"steps": 4, "log_every": 1, "save_every": 2, "seed": 3} | changes))
+
+
+def equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_resume_is_exact_to_the_bit(tmp_path, name):
+  optimizer = OptimizerConfig(name=name, lr=0.1, warmup_steps=2)
+  whole = loop.run(Toy(), config(), optimizer, tmp_path / "whole")
+  half = loop.run(Toy(), config(), optimizer, tmp_path / "half", lambda step: step == 2)
+  assert (half.finished, half.step) == (False, 2)
+  rest = loop.run(Toy(), config(), optimizer, tmp_path / "half")
+  assert rest.finished and rest.step == whole.step == 4
+  equal(whole.state, rest.state)
+  a, b = (metrics.read(tmp_path / d / "metrics.jsonl") for d in ("whole", "half"))
+  assert [x.get("loss") for x in a] == [x.get("loss") for x in b]
+  assert [x["step"] for x in b] == [1, 2, 3, 4, 4]
+
+
+def test_what_is_saved_is_not_touched_by_later_steps(tmp_path):
+  seen = {}
+  long = config(steps=60, save_every=20, keep=9)
+  loop.run(Toy(), long, ADAM, tmp_path / "a", lambda step: step == 40)
+  saved = checkpoint.Checkpoints(tmp_path / "a" / "checkpoints", 9)
+  out = loop.run(Toy(), long, ADAM, tmp_path / "b", lambda step: step == 20)
+  seen["b"] = jax.device_get(out.state)
+  state, data, _ = _restore_at(saved, 20, out.state)
+  equal(state, seen["b"])
+  assert data == {"position": 20}
+
+
+def _restore_at(saved, step, like):
+  for later in [s for s in saved._manager.all_steps() if s > step]:
+    saved._manager.delete(later)
+  return saved.restore(like)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+  loop.run(Toy(), config(), ADAM, tmp_path / "a")
+  whole = loop.run(Toy(), config(steps=6), ADAM, tmp_path / "b")
+  for file in (tmp_path / "a" / "checkpoints" / "4" / "state").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+  again = loop.run(Toy(), config(steps=6), ADAM, tmp_path / "a")
+  assert again.step == 6
+  # The first four steps had another total, so only the stream and the counters must agree.
+  assert int(again.state.step) == int(whole.state.step)
+  lines = metrics.read(tmp_path / "a" / "metrics.jsonl")
+  assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4, 5, 6]
+
+
+def test_not_finite_names_step_and_clips_and_is_never_saved(tmp_path):
+  with pytest.raises(loop.NotFiniteError, match=r"step 5: .*clip-500, clip-501"):
+    loop.run(Toy(bad=5), config(steps=9, save_every=1, log_every=100), ADAM, tmp_path)
+  saved = checkpoint.Checkpoints(tmp_path / "checkpoints", 2)
+  assert saved.latest_step() == 5
+  good = loop.run(Toy(), config(steps=9), ADAM, tmp_path / "good", lambda step: step == 5)
+  found, data, _ = saved.restore(good.state)
+  assert data == {"position": 5}
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(found)))
+
+
+def test_sigterm_saves_and_resumes(tmp_path):
+  def stop(step):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return False
+
+  out = loop.run(Toy(), config(save_every=100, steps=20), ADAM, tmp_path, stop)
+  assert not out.finished and 3 <= out.step <= 4
+  assert checkpoint.Checkpoints(tmp_path / "checkpoints").latest_step() == out.step
+  assert loop.run(Toy(), config(save_every=100, steps=20), ADAM, tmp_path).finished
+
+
+def test_time_budget_ends_the_schedule(tmp_path):
+  budget = config(steps=10**6, minutes=0.05, log_every=50, save_every=10**6)
+  out = loop.run(Toy(), budget, ADAM, tmp_path)
+  lines = [x for x in metrics.read(tmp_path / "metrics.jsonl") if "loss" in x]
+  assert out.finished and 50 <= out.step < 10**5
+  assert lines[-1]["lr"] < 0.1 * ADAM.lr
+  assert int(out.state.total_steps) == out.step
+
+
+def test_learns_logs_and_evaluates(tmp_path):
+  out = loop.run(Toy(), config(steps=300, log_every=50, eval_every=100, save_every=1000), ADAM, tmp_path)
+  assert out.figures["toy/distance"] < 0.2
+  lines = metrics.read(tmp_path / "metrics.jsonl")
+  assert [x["step"] for x in lines if "toy/distance" in x] == [100, 200, 300]
+  last = [x for x in lines if "loss" in x][-1]
+  for name in ("loss", "grad_norm", "lr", "sec_per_step", "tokens_per_sec", "matmul_fraction"):
+    assert np.isfinite(last[name]), name
+  assert last["programs"] == 1
+
+
+def test_an_ended_or_failing_stream_is_reported(tmp_path):
+  class Short(Toy):
+    def batches(self):
+      stream = super().batches()
+      original = type(stream).__next__
+
+      class Ending(type(stream)):
+        def __next__(self):
+          if self.position == 2:
+            raise OSError("worker 1 was killed")
+          return original(self)
+
+      stream.__class__ = Ending
+      return stream
+
+  with pytest.raises(OSError, match="worker 1 was killed"):
+    loop.run(Short(), config(), ADAM, tmp_path)
+
+
+def test_config_of_a_work_directory_is_kept(tmp_path):
+  first = {"model": {"width": 64}, "train": {"steps": 5, "log_every": 1}}
+  checkpoint.keep_config(tmp_path, first)
+  checkpoint.keep_config(tmp_path, {"model": {"width": 64}, "train": {"steps": 9, "log_every": 2}})
+  with pytest.raises(ValueError, match=r"model.width: 64 -> 32"):
+    checkpoint.keep_config(tmp_path, {"model": {"width": 32}, "train": {"steps": 9}})
+  assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 9
+
+
+@pytest.mark.parametrize("name", ["steps", "accumulate", "keep"])
+def test_impossible_values_are_refused(name):
+  with pytest.raises(ValueError, match=f"train.{name} is 0"):
+    config(**{name: 0})

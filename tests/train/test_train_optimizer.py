@@ -1,0 +1,94 @@
+"""Every optimizer, schedule and clip against one table of properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sora_jax.train import optimizer as lib
+from sora_jax.train.optimizer import OptimizerConfig
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_reaches_the_optimum_without_recompiling(name, adaptive):
+  config = OptimizerConfig(name=name, lr=0.05, matrix_lr_ratio=1.0, adaptive_clip=adaptive)
+  transform = lib.make(config)
+  truth = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([1.0, 2.0])}
+  params = jax.tree.map(jnp.zeros_like, truth)
+
+  @jax.jit
+  def step(params, state, lr):
+    grads = jax.tree.map(lambda p, t: p - t, params, truth)
+    updates, state = transform.update(grads, state, params)
+    return jax.tree.map(lambda p, u: p + lr * u, params, updates), state
+
+  state = transform.init(params)
+  for i in range(400):
+    params, state = step(params, state, 0.05 * (1 - i / 400))
+  jax.tree.map(lambda p, t: np.testing.assert_allclose(p, t, atol=0.05), params, truth)
+  assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine", "linear"])
+def test_learning_rate_has_the_right_ends(decay):
+  config = OptimizerConfig(lr=2.0, warmup_steps=10, decay=decay, final_lr=0.1)
+
+  def rate(step):
+    return float(lib.learning_rate(config, jnp.asarray(step), jnp.asarray(100)))
+
+  assert rate(0) == pytest.approx(0.2)
+  assert rate(10) == pytest.approx(2.0)
+  assert rate(100) == pytest.approx(2.0 if decay == "constant" else 0.2)
+  assert rate(1000) == rate(100)
+  middle = {"constant": 2.0, "cosine": 1.1, "linear": 1.1}[decay]
+  assert rate(55) == pytest.approx(middle)
+
+
+def test_muon_takes_kernels_and_leaves_tables_to_adam():
+  params = {
+    "blocks": {"mlp": {"kernel": np.zeros((6, 8, 32))}, "table": np.zeros((6, 8))},
+    "conv": {"kernel": np.zeros((3, 3, 4, 8)), "bias": np.zeros(8)},
+    "text": {"embedding": np.zeros((50, 8))},
+  }
+  found = jax.tree_util.tree_map_with_path(lambda p, x: lib.matrix_axes(p, x, ("blocks",)), params)
+  assert found["blocks"]["mlp"]["kernel"].reduction_axis == (1,)
+  assert found["blocks"]["mlp"]["kernel"].output_axis == (2,)
+  assert found["conv"]["kernel"].reduction_axis == (0, 1, 2)
+  assert found["blocks"]["table"] is None
+  assert found["conv"]["bias"] is None and found["text"]["embedding"] is None
+
+
+def test_muon_on_stacked_layers_equals_muon_on_each():
+  layers = np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float32)
+  config = OptimizerConfig(name="muon", clip_norm=0.0)
+  stacked, single = lib.make(config), lib.make(config, stacked=())
+  params = {"blocks": {"kernel": jnp.asarray(layers)}}
+  together, _ = stacked.update(params, stacked.init(params), params)
+  for i in range(2):
+    one = {"kernel": jnp.asarray(layers[i])}
+    alone, _ = single.update(one, single.init(one), one)
+    np.testing.assert_allclose(
+      together["blocks"]["kernel"][i], alone["kernel"], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_adaptive_clip_stops_a_spike_and_does_not_learn_from_it():
+  clip = lib.adaptive_clip(warmup=5)
+  grads = {"a": jnp.ones(4)}
+  state = clip.init(grads)
+  for i in range(50):
+    scaled, state = clip.update({"a": (1 + 0.01 * (-1) ** i) * jnp.ones(4)}, state)
+  assert float(optax.tree.norm(scaled)) == pytest.approx(2.0, rel=0.02)
+  spike, after = clip.update({"a": 100 * jnp.ones(4)}, state)
+  assert float(optax.tree.norm(spike)) < 2.2
+  assert float(after.mean) == float(state.mean)
+
+
+@pytest.mark.parametrize(
+  "change", [{"name": "adam"}, {"decay": "step"}, {"lr": 0.0}, {"b1": 1.0}, {"final_lr": 2.0}]
+)
+def test_impossible_values_are_refused(change):
+  with pytest.raises(ValueError, match=f"optimizer.{next(iter(change))}"):
+    OptimizerConfig(**change)

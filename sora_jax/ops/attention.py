@@ -4,7 +4,7 @@ Modules are handed a function of the type `Attention`; the reference below forms
 whatever replaces it must agree with it. Scores and softmax are float32 whatever the inputs.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ MASKED = -1e30
 """Score of a pair that shares no segment; finite, so that rows of padding stay free of NaN."""
 
 
+@runtime_checkable
 class Attention(Protocol):
   """softmax(q k^T / sqrt(K)) v within segments; padding (segment 0) neither asks nor answers."""
 

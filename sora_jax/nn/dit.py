@@ -1,0 +1,398 @@
+"""The diffusion transformer: tokens, times and conditions to one prediction per token.
+
+Full space-time attention over packed rows, adaptive layer norm per time slot, cross-attention to
+packed text. The network does not know which target its output stands for; it is handed its
+attention function, and names axes without knowing any mesh.
+
+Sources: DiT (Peebles and Xie 2022, arXiv 2212.09748); shared modulation from PixArt-alpha
+(arXiv 2310.00426); block order, rotary split and head from Wan 2.1 (arXiv 2503.20314); query-key
+norm per head from ViT-22B (arXiv 2302.05442); fractional positions from NaViT (arXiv 2307.06304).
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from sora_jax.nn import conditioning
+from sora_jax.nn.layers import (
+  ACTIVATIONS,
+  MLP,
+  LayerNorm,
+  Linear,
+  RMSNorm,
+  layer_norm,
+  stacked,
+  xavier,
+)
+from sora_jax.ops import attention as attention_ops
+from sora_jax.ops import positions
+from sora_jax.ops.packing import Layout, take_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+  """Shape and options of a diffusion transformer.
+
+  Attributes:
+    width: D. depth: blocks. heads: A; the head size is width / heads. mlp_ratio: F / D.
+    patch: latent cells per token, (t, h, w).
+    in_channels: channels of a cell that enters, see `ops.patchify.cell_channels`.
+    out_channels: channels of a cell that leaves (the latent's Z).
+    text_width: U of the text encoder; 0 = no cross-attention.
+    classes: size of a table of class labels; 0 = none.
+    modulation: "single" shares one linear layer among blocks, each adding a table of its own;
+      "full" gives every block its linear layer (adaLN-zero).
+    qk_norm: RMS norm of queries and keys over each "head", over the "full" width, or "none".
+    qkv_bias: biases in the attention's projections.
+    cross_norm: layer norm with gain before cross-attention.
+    mlp_activation: a key of `nn.layers.ACTIVATIONS`.
+    position: "rotary", or "sincos" for the fixed sums of DiT.
+    rotary_theta, rotary_scale, rotary_method: see `ops.positions.frequencies`.
+    fraction_octaves: detail of the fractional positions; 0 = none.
+    size_condition: tell the model extents and frame rate.
+    time_features, time_shift: see `ops.positions.fourier`.
+    norm_eps: of all norms.
+    remat: what the backward pass recomputes: "none", "block" (all of each block), "dots" (all but
+      matrix products).
+    scan_unroll: blocks per turn of the loop over depth; `depth` unrolls it (faster on CPU).
+    dtype: type of activations; parameters, norms, modulation and angles are float32.
+  """
+
+  width: int
+  depth: int
+  heads: int
+  mlp_ratio: float = 4.0
+  patch: tuple[int, int, int] = (1, 2, 2)
+  in_channels: int = 36
+  out_channels: int = 16
+  text_width: int = 0
+  classes: int = 0
+  modulation: Literal["single", "full"] = "single"
+  qk_norm: Literal["head", "full", "none"] = "head"
+  qkv_bias: bool = False
+  cross_norm: bool = True
+  mlp_activation: str = "gelu_tanh"
+  position: Literal["rotary", "sincos"] = "rotary"
+  rotary_theta: float = 1e4
+  rotary_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+  rotary_method: Literal["none", "interpolate", "ntk"] = "none"
+  fraction_octaves: int = 4
+  size_condition: bool = True
+  time_features: int = 256
+  time_shift: float = 0.0
+  norm_eps: float = 1e-6
+  remat: Literal["none", "block", "dots"] = "none"
+  scan_unroll: int = 1
+  dtype: Literal["float32", "bfloat16"] = "float32"
+
+  def __post_init__(self):
+    allowed = {
+      "modulation": ("single", "full"), "qk_norm": ("head", "full", "none"),
+      "position": ("rotary", "sincos"), "rotary_method": ("none", "interpolate", "ntk"),
+      "remat": ("none", "block", "dots"), "dtype": ("float32", "bfloat16"),
+      "mlp_activation": tuple(ACTIVATIONS),
+    }  # fmt: skip
+    for name, values in allowed.items():
+      if getattr(self, name) not in values:
+        raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(values)}")
+    if self.width % self.heads or (self.width // self.heads) % 2:
+      raise ValueError(
+        f"width {self.width} over {self.heads} heads gives heads of "
+        f"{self.width / self.heads:g}; choose them so that each head is an even number"
+      )
+    if self.position == "rotary":
+      positions.axis_sizes(self.head_size)
+    elif self.width % 4:
+      raise ValueError(f"position='sincos' needs a width that is a multiple of 4: {self.width}")
+
+  @property
+  def head_size(self) -> int:
+    """K, entries of a head."""
+    return self.width // self.heads
+
+  @property
+  def cells(self) -> int:
+    """Latent cells per token."""
+    return self.patch[0] * self.patch[1] * self.patch[2]
+
+
+class Shared(NamedTuple):
+  """What every block reads: tables of the row, and nothing that a block changes."""
+
+  condition_RQX: Array
+  slot_RL: Array
+  segment_RL: Array
+  text_segment_RM: Array
+  text_RMD: Array | None
+  cos_RLk: Array | None
+  sin_RLk: Array | None
+
+
+class SelfAttention(nn.Module):
+  """Attention among the tokens of a segment, with normed and rotated queries and keys."""
+
+  config: DiTConfig
+  attention: attention_ops.Attention
+
+  @nn.compact
+  def __call__(self, x_RLD: Float[Array, "R L D"], shared: Shared) -> Float[Array, "R L D"]:
+    c = self.config
+    qkv_RL3AK = Linear(
+      (3, c.heads, c.head_size), ("width", "qkv", "heads", "head_size"), bias=c.qkv_bias,
+      init=stacked(xavier(), 1), dtype=jnp.dtype(c.dtype), name="qkv",
+    )(x_RLD)  # fmt: skip
+    q_RLAK, k_RLAK, v_RLAK = qkv_RL3AK[:, :, 0], qkv_RL3AK[:, :, 1], qkv_RL3AK[:, :, 2]
+    q_RLAK, k_RLAK = qk_normed(c, q_RLAK, k_RLAK)
+    if shared.cos_RLk is not None:
+      q_RLAK = positions.rotate(q_RLAK, shared.cos_RLk, shared.sin_RLk)
+      k_RLAK = positions.rotate(k_RLAK, shared.cos_RLk, shared.sin_RLk)
+    out_RLAK = self.attention(q_RLAK, k_RLAK, v_RLAK, shared.segment_RL, shared.segment_RL)
+    return project_heads(c, out_RLAK)
+
+
+class CrossAttention(nn.Module):
+  """Attention from a segment's tokens to its text; its output projection starts at zero."""
+
+  config: DiTConfig
+  attention: attention_ops.Attention
+
+  @nn.compact
+  def __call__(self, x_RLD: Float[Array, "R L D"], shared: Shared) -> Float[Array, "R L D"]:
+    c = self.config
+    names = ("width", "heads", "head_size")
+    dtype = jnp.dtype(c.dtype)
+    q_RLAK = Linear((c.heads, c.head_size), names, bias=c.qkv_bias, dtype=dtype, name="q")(x_RLD)
+    kv_RM2AK = Linear(
+      (2, c.heads, c.head_size), ("width", "qkv", "heads", "head_size"), bias=c.qkv_bias,
+      init=stacked(xavier(), 1), dtype=dtype, name="kv",
+    )(shared.text_RMD)  # fmt: skip
+    q_RLAK, k_RMAK = qk_normed(c, q_RLAK, kv_RM2AK[:, :, 0])
+    out_RLAK = self.attention(
+      q_RLAK, k_RMAK, kv_RM2AK[:, :, 1], shared.segment_RL, shared.text_segment_RM
+    )
+    return project_heads(c, out_RLAK, init=nn.initializers.zeros)
+
+
+def qk_normed(c: DiTConfig, q: Array, k: Array) -> tuple[Array, Array]:
+  """Queries and keys after the norm that the config asks for (called inside a module)."""
+  if c.qk_norm == "none":
+    return q, k
+  names = ("head_size",) if c.qk_norm == "head" else ("heads", "head_size")
+  return (
+    RMSNorm(names, c.norm_eps, name="q_norm")(q),
+    RMSNorm(names, c.norm_eps, name="k_norm")(k),
+  )
+
+
+def project_heads(c: DiTConfig, out_RLAK: Array, init=None) -> Array:
+  """Heads back to the width (called inside a module)."""
+  return Linear(
+    (c.width,), ("heads", "head_size", "width"), num_in=2, bias=c.qkv_bias, init=init,
+    dtype=jnp.dtype(c.dtype), name="out",
+  )(out_RLAK)  # fmt: skip
+
+
+def modulate(x: Array, shift: Array, scale: Array, dtype: jnp.dtype) -> Array:
+  """x (1 + scale) + shift in float32, then the type of the product that follows."""
+  return (x * (1 + scale) + shift).astype(dtype)
+
+
+class Block(nn.Module):
+  """Self-attention, cross-attention, MLP; gates of zero make it the identity at the start."""
+
+  config: DiTConfig
+  attention: attention_ops.Attention
+
+  @nn.compact
+  def __call__(
+    self, x_RLD: Float[Array, "R L D"], shared: Shared
+  ) -> tuple[Float[Array, "R L D"], None]:
+    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    x_RLD = nn.with_logical_constraint(x_RLD, ("row", "token", "width"))
+    shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(shared)
+    h_RLD = modulate(layer_norm(x_RLD, c.norm_eps), shift1, scale1, dtype)
+    h_RLD = SelfAttention(c, self.attention, name="attention")(h_RLD, shared)
+    x_RLD = (x_RLD + gate1 * h_RLD).astype(x_RLD.dtype)
+    if shared.text_RMD is not None:
+      h_RLD = LayerNorm(c.norm_eps, name="cross_norm")(x_RLD) if c.cross_norm else x_RLD
+      h_RLD = CrossAttention(c, self.attention, name="cross")(h_RLD.astype(dtype), shared)
+      x_RLD = (x_RLD + h_RLD).astype(x_RLD.dtype)
+    h_RLD = modulate(layer_norm(x_RLD, c.norm_eps), shift2, scale2, dtype)
+    h_RLD = MLP(round(c.width * c.mlp_ratio), c.mlp_activation, dtype, name="mlp")(h_RLD)
+    x_RLD = (x_RLD + gate2 * h_RLD).astype(x_RLD.dtype)
+    return x_RLD, None
+
+  def modulation(self, shared: Shared) -> list[Array]:
+    """The six tables of this block, one vector per token: shift, scale, gate, twice."""
+    c = self.config
+    if c.modulation == "full":
+      table_RQ6D = conditioning.Modulation(6, c.width, name="modulation")(shared.condition_RQX)
+    else:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("modulation", "width"))
+      own_6D = self.param("modulation", zeros, (6, c.width))
+      table_RQ6D = shared.condition_RQX + own_6D[None, None]
+    token_RL6D = take_rows(table_RQ6D, shared.slot_RL)
+    return [token_RL6D[:, :, i] for i in range(6)]
+
+
+class Head(nn.Module):
+  """Last norm, its modulation, and the linear layer to a patch, which starts at zero."""
+
+  config: DiTConfig
+
+  @nn.compact
+  def __call__(
+    self, x_RLD: Float[Array, "R L D"], condition_RQD: Float[Array, "R Q D"],
+    slot_RL: Int[Array, "R L"],
+  ) -> Float[Array, "R L P"]:  # fmt: skip
+    c = self.config
+    if c.modulation == "full":
+      table_RQ2D = conditioning.Modulation(2, c.width, name="modulation")(condition_RQD)
+    else:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("modulation", "width"))
+      own_2D = self.param("modulation", zeros, (2, c.width))
+      table_RQ2D = condition_RQD[:, :, None] + own_2D[None, None]
+    token_RL2D = take_rows(table_RQ2D, slot_RL)
+    h_RLD = layer_norm(x_RLD, c.norm_eps) * (1 + token_RL2D[:, :, 1]) + token_RL2D[:, :, 0]
+    return Linear(
+      (c.cells * c.out_channels,), ("width", "patch"), init=nn.initializers.zeros, name="linear"
+    )(h_RLD)
+
+
+class DiT(nn.Module):
+  """The denoiser's network.
+
+  Attributes:
+    config: its shape. attention: how queries find their segment's keys, see `ops.attention`.
+  """
+
+  config: DiTConfig
+  attention: attention_ops.Attention = attention_ops.attention
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens_RLP: Float[Array, "R L Pin"],
+    time_RQ: Float[Array, "R Q"],
+    layout: Layout,
+    text_RMU: Float[Array, "R M U"] | None = None,
+    label_RS: Int[Array, "R S"] | None = None,
+  ) -> Float[Array, "R L P"]:
+    """Predicts one patch per token.
+
+    Args:
+      tokens_RLP: cells that enter, patchified: cells * in_channels entries a token.
+      time_RQ: time of each slot in [0, 1], 0 = data.
+      layout: where segments, coordinates and slots lie.
+      text_RMU: packed text embeddings; needed if, and only if, the config has a text width.
+      label_RS: class of each segment, if the config has classes.
+    Returns: float32, cells * out_channels entries a token; exactly 0 at padding.
+    Raises: ValueError if an input is missing or has the wrong size.
+    """
+    c = self.config
+    self.check(tokens_RLP, text_RMU, label_RS)
+    condition_RQD, shared = self.conditions(time_RQ, layout, text_RMU, label_RS)
+    x_RLD = Linear(
+      (c.width,), ("patch", "width"), dtype=jnp.dtype(c.dtype), name="embed"
+    )(tokens_RLP)  # fmt: skip
+    x_RLD = x_RLD + self.absolute_positions(layout).astype(x_RLD.dtype)
+    x_RLD, _ = self.blocks()(x_RLD, shared)
+    out_RLP = Head(c, name="head")(x_RLD, condition_RQD, layout.slot_RL)
+    out_RLP = nn.with_logical_constraint(out_RLP, ("row", "token", "patch"))
+    return jnp.where((layout.segment_RL > 0)[..., None], out_RLP, 0.0)
+
+  def check(self, tokens_RLP: Array, text_RMU: Array | None, label_RS: Array | None) -> None:
+    """Raises ValueError if the inputs do not fit the config."""
+    c = self.config
+    if tokens_RLP.shape[-1] != c.cells * c.in_channels:
+      raise ValueError(
+        f"tokens have {tokens_RLP.shape[-1]} entries; {c.cells} cells of {c.in_channels} channels "
+        f"need {c.cells * c.in_channels} (see ops.patchify.join_cells)"
+      )
+    got = 0 if text_RMU is None else text_RMU.shape[-1]
+    if got != c.text_width:
+      raise ValueError(f"text embeddings of width {got}; the config's text_width is {c.text_width}")
+    if (label_RS is None) != (c.classes == 0):
+      raise ValueError(f"labels must be given if, and only if, classes > 0 (it is {c.classes})")
+
+  def conditions(
+    self, time_RQ: Array, layout: Layout, text_RMU: Array | None, label_RS: Array | None
+  ) -> tuple[Array, Shared]:
+    """The condition of each slot, and what the blocks share."""
+    c = self.config
+    condition_RQD = conditioning.TimeEmbedding(
+      c.width, c.time_features, c.time_shift, name="time"
+    )(time_RQ)  # fmt: skip
+    if c.size_condition:
+      size_RSD = conditioning.SizeEmbedding(c.width, name="size")(layout.grid_RS3, layout.fps_RS)
+      condition_RQD += conditioning.per_slot(size_RSD, layout)
+    if c.classes:
+      init = nn.with_logical_partitioning(conditioning.normal, ("class", "width"))
+      table = self.param("classes", init, (c.classes, c.width))
+      condition_RQD += conditioning.per_slot(table[label_RS], layout)
+    per_block = condition_RQD
+    if c.modulation == "single":
+      per_block = conditioning.Modulation(6, c.width, name="modulation")(condition_RQD)
+    text_RMD = None
+    if c.text_width:
+      text_RMD = conditioning.TextProjection(c.width, jnp.dtype(c.dtype), name="text")(text_RMU)
+    cos_RLk = sin_RLk = None
+    if c.position == "rotary":
+      place_RL3 = positions.token_positions(
+        layout.coord_RL3, layout.segment_RL, layout.grid_RS3, layout.fps_RS, c.patch[0]
+      )
+      angle_RLk = positions.rotary_angles(
+        place_RL3, c.head_size, c.rotary_theta, c.rotary_scale, c.rotary_method
+      )
+      cos_RLk, sin_RLk = jnp.cos(angle_RLk), jnp.sin(angle_RLk)
+    shared = Shared(
+      per_block, layout.slot_RL, layout.segment_RL, layout.text_segment_RM, text_RMD,
+      cos_RLk, sin_RLk,
+    )  # fmt: skip
+    return condition_RQD, shared
+
+  def absolute_positions(self, layout: Layout) -> Array:
+    """What is added to the tokens: fixed sums, fractional positions, or nothing."""
+    c = self.config
+    total = jnp.zeros((*layout.segment_RL.shape, c.width), jnp.float32)
+    if c.position == "sincos":
+      total += positions.sincos_positions(layout.coord_RL3, c.width)
+    if c.fraction_octaves:
+      fraction_RL3 = positions.fractional_positions(
+        layout.coord_RL3, layout.segment_RL, layout.grid_RS3
+      )
+      total += Linear(
+        (c.width,), ("fraction", "width"), bias=False, init=nn.initializers.zeros, name="fraction"
+      )(positions.fraction_features(fraction_RL3, c.fraction_octaves))
+    return total
+
+  def blocks(self) -> nn.Module:
+    """All blocks as one loop over stacked parameters, recomputed as the config says."""
+    c, block = self.config, Block
+    if c.remat != "none":
+      policy = None
+      if c.remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      block = nn.remat(Block, prevent_cse=False, policy=policy)
+    return nn.scan(
+      block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
+      length=c.depth, unroll=c.scan_unroll, metadata_params={nn.PARTITION_NAME: "layers"},
+    )(c, self.attention, name="blocks")  # fmt: skip
+
+
+SIZES: dict[str, dict] = {
+  "tiny": dict(width=128, depth=6, heads=4, text_width=128, in_channels=20, out_channels=8),
+  "small": dict(width=192, depth=8, heads=6, text_width=128, in_channels=20, out_channels=8),
+  "s": dict(width=384, depth=12, heads=6, text_width=512),
+  "b": dict(width=768, depth=12, heads=12, text_width=768),
+  "l": dict(width=1024, depth=24, heads=16, text_width=1024),
+  "xl": dict(width=1152, depth=28, heads=16, text_width=2048),
+  "3b": dict(width=2304, depth=34, heads=18, text_width=4096),
+  "10b": dict(width=4096, depth=40, heads=32, text_width=4096),
+}
+"""The ladder of sizes; the rest of `DiTConfig` is as by default. Latents: 8 channels for the two
+smallest, 16 above, four frames per latent."""

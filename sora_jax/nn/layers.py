@@ -1,0 +1,160 @@
+"""The few layers that every transformer here is made of, with a logical name on every axis.
+
+Names say what an axis is, never where it lives: `sharding.py` maps them to a mesh. Parameters are
+float32; `dtype` is the type in which a layer computes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+Initializer = Callable[..., Array]
+
+
+def relu_squared(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """max(x, 0)^2 (So et al. 2021, arXiv 2109.08668): as expressive as GELU, no transcendental."""
+  positive = jnp.maximum(x, 0)
+  return positive * positive
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "relu": jax.nn.relu,
+  "relu_squared": relu_squared,
+  "silu": jax.nn.silu,
+}
+
+
+def xavier(num_in: int = 1) -> Initializer:
+  """Xavier-uniform over one matrix [inputs, outputs] of a kernel with several axes.
+
+  Args:
+    num_in: leading axes that are inputs; the rest are outputs.
+  """
+
+  def init(key, shape, dtype=jnp.float32):
+    fan_in, fan_out = 1, 1
+    for axis, size in enumerate(shape):
+      fan_in, fan_out = (fan_in * size, fan_out) if axis < num_in else (fan_in, fan_out * size)
+    limit = (6 / (fan_in + fan_out)) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+  return init
+
+
+def stacked(init: Initializer, axis: int) -> Initializer:
+  """Initialises a kernel as several independent ones that share it along `axis`."""
+
+  def stacked_init(key, shape, dtype=jnp.float32):
+    one = shape[:axis] + shape[axis + 1 :]
+    keys = jax.random.split(key, shape[axis])
+    return jnp.stack([init(k, one, dtype) for k in keys], axis=axis)
+
+  return stacked_init
+
+
+class Linear(nn.Module):
+  """y = x W + b over the last `num_in` axes of x, to any number of output axes.
+
+  Attributes:
+    out: sizes of the output axes.
+    names: logical names of the kernel's axes, inputs first; the bias takes the outputs' names.
+    num_in: how many trailing axes of x are contracted.
+    bias: whether there is one (zeros at the start).
+    init: kernel initialiser; Xavier-uniform by default.
+    dtype: type of the product.
+  """
+
+  out: tuple[int, ...]
+  names: tuple[str | None, ...]
+  num_in: int = 1
+  bias: bool = True
+  init: Initializer | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    n = self.num_in
+    shape = (*x.shape[-n:], *self.out)
+    init = self.init or xavier(n)
+    kernel = self.param("kernel", nn.with_logical_partitioning(init, self.names), shape)
+    contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
+    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
+    if self.bias:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[n:])
+      bias = self.param("bias", zeros, self.out).astype(self.dtype)
+      y = y + bias.reshape(*(1,) * (y.ndim - bias.ndim), *bias.shape)
+    return y
+
+
+def layer_norm(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
+  """(x - mean) / sqrt(variance + eps) over the last axis, in float32, without parameters.
+
+  Source: Ba et al. 2016 (arXiv 1607.06450), Eq. 3. Returns: float32.
+  """
+  x = x.astype(jnp.float32)
+  mean = x.mean(-1, keepdims=True)
+  centred = x - mean
+  variance = jnp.square(centred).mean(-1, keepdims=True)
+  return centred * jax.lax.rsqrt(variance + eps)
+
+
+class LayerNorm(nn.Module):
+  """Layer norm with gain and offset; computes in float32 and returns float32."""
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    shape, names = (x.shape[-1],), ("width",)
+    gain = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, names), shape)
+    offset = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
+    lead = (1,) * (x.ndim - 1)
+    return layer_norm(x, self.eps) * gain.reshape(*lead, -1) + offset.reshape(*lead, -1)
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x^2) + eps) times a gain, over the last `axes` axes; float32 inside.
+
+  Source: Zhang and Sennrich 2019 (arXiv 1910.07467), Eq. 4. Over one head (`axes` 1) it needs no
+  exchange between devices that split the heads; over all heads (2) it is Wan's form.
+
+  Attributes:
+    names: logical names of the normalised axes. eps: in the units of x squared.
+  """
+
+  names: tuple[str | None, ...]
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    n = len(self.names)
+    shape = x.shape[-n:]
+    gain = self.param(
+      "scale", nn.with_logical_partitioning(nn.initializers.ones, self.names), shape
+    )
+    y = x.astype(jnp.float32)
+    over = tuple(range(x.ndim - n, x.ndim))
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(over, keepdims=True) + self.eps)
+    return (y * gain.reshape(*(1,) * (x.ndim - n), *shape)).astype(x.dtype)
+
+
+class MLP(nn.Module):
+  """Two linear layers with an activation between, the transformer's per-token part.
+
+  Attributes:
+    hidden: F. activation: a key of `ACTIVATIONS`. dtype: of products and activation.
+  """
+
+  hidden: int
+  activation: str = "gelu_tanh"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    y = Linear((self.hidden,), ("width", "mlp"), dtype=self.dtype, name="up")(x)
+    y = ACTIVATIONS[self.activation](y)
+    return Linear((x.shape[-1],), ("mlp", "width"), dtype=self.dtype, name="down")(y)

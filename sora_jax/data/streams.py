@@ -1,0 +1,207 @@
+"""Logical streams: each visits its share of the clips and packs its own rows.
+
+Visit v of stream s is number q = v * streams + s of one endless shuffled sequence, so every clip
+comes once per epoch whatever the number of streams. All choices of a visit (caption, dropping)
+follow from the seed and q. A stream's place is three small numbers, so its saved state means the
+same on any number of workers and hosts.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from grain.experimental import index_shuffle
+
+from sora_jax.data import packing
+from sora_jax.data.table import ClipSource, ClipTable, caption
+from sora_jax.shapes import PAD_SEGMENT, Patch
+
+_PLAN, _CELLS = 0, 1
+"""Purposes of a visit's random numbers: caption and rate; which tokens stay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPlan:
+  """All that a stream needs to know, picklable. Fields are named as in `PipelineConfig`."""
+
+  source: ClipSource
+  table: ClipTable
+  indices: np.ndarray
+  patchify: Callable[[np.ndarray, Patch], np.ndarray]
+  tokenize: Callable[[str], list[int]]
+  config: Any
+
+  def rng(self, visit: int, purpose: int) -> np.random.Generator:
+    """Random numbers of one visit, for one purpose."""
+    return np.random.default_rng((self.config.seed, purpose, visit))
+
+  def clip_index(self, visit: int) -> int:
+    """Index in the source of the clip that a global visit shows."""
+    epoch, place = divmod(visit, len(self.indices))
+    if self.config.shuffle and len(self.indices) > 1:
+      seed = int(np.random.SeedSequence((self.config.seed, epoch)).generate_state(1)[0])
+      place = index_shuffle(place, max_index=len(self.indices) - 1, seed=seed, rounds=4)
+    return int(self.indices[place])
+
+  def choose(self, visit: int) -> tuple[int, str | None, np.random.Generator]:
+    """(clip index, caption kind: "short", "long" or None for dropped, rest of the rng)."""
+    rng = self.rng(visit, _PLAN)
+    dropped, long = rng.random(2) < (self.config.caption_dropout, self.config.caption_long)
+    kind = None if dropped else ("long" if long else "short")
+    return self.clip_index(visit), kind, rng
+
+  def packer(self, stream: int) -> grain.IterDataset:
+    """Rows of one stream, as `packing.best_fit` gives them."""
+    c = self.config
+    tokens = float(self.table.tokens_N[self.indices].mean())
+    return packing.best_fit(
+      _Visits(self, stream),
+      row_len=c.row_len,
+      text_row_len=c.text_row_len,
+      max_segments=c.max_segments,
+      bins=packing.bins_for(c.window, tokens, c.row_len, c.max_segments),
+      drop_to_fill=c.drop_to_fill,
+      seed=int(np.random.SeedSequence((c.seed, stream)).generate_state(1)[0]),
+    )
+
+
+class _Visits(grain.IterDataset):
+  """The lengths of one stream's visits, in order; endless if the config repeats."""
+
+  def __init__(self, plan: StreamPlan, stream: int):
+    super().__init__()
+    self._plan, self._stream = plan, stream
+
+  def __iter__(self):
+    return _VisitIterator(self._plan, self._stream)
+
+
+class _VisitIterator(grain.DatasetIterator):
+  """State: the next visit, and the tokens so far, from which the step is estimated."""
+
+  def __init__(self, plan: StreamPlan, stream: int):
+    super().__init__()
+    self._plan, self._stream = plan, stream
+    self._next, self._tokens = 0, 0
+
+  def __next__(self) -> dict:
+    plan, c = self._plan, self._plan.config
+    visit = self._next * c.streams + self._stream
+    if not c.repeat and visit >= len(plan.indices):
+      raise StopIteration
+    index, kind, rng = plan.choose(visit)
+    tokens = int(plan.table.tokens_N[index])
+    if c.token_drop is not None:
+      rows_packed = self._tokens / c.row_len
+      tokens = c.token_drop.kept(tokens, rows_packed * c.streams / c.rows, rng)
+    text = plan.table.empty_text
+    if kind is not None:
+      text = plan.table.text_N2[index, ("short", "long").index(kind)]
+    self._next += 1
+    self._tokens += tokens
+    return packing.element(visit, tokens, int(text), c.drop_to_fill > 0)
+
+  def get_state(self) -> dict:
+    return {"next": self._next, "tokens": self._tokens}
+
+  def set_state(self, state: dict) -> None:
+    self._next, self._tokens = state["next"], state["tokens"]
+
+
+def build_row(plan: StreamPlan, visits: np.ndarray, kept: np.ndarray) -> dict:
+  """Reads the clips of a row and lays them out; no visits give an empty row.
+
+  Returns: the arrays of `pipeline.packed_rows` without their leading axis R.
+  """
+  c = plan.config
+  L, S, M = c.row_len, c.max_segments, c.text_row_len
+  P = int(np.prod(c.patch)) * plan.table.channels
+  row = {
+    "patch": np.zeros((L, P), np.float32),
+    "segment": np.full(L, PAD_SEGMENT, np.int32),
+    "coord": np.zeros((L, 3), np.int32),
+    "slot": np.zeros(L, np.int32),
+    "grid": np.zeros((S, 3), np.int32),
+    "fps": np.zeros(S, np.float32),
+    "slots": np.zeros(S, np.int32),
+    "text": np.zeros(M, np.int32),
+    "text_segment": np.full(M, PAD_SEGMENT, np.int32),
+    "clip": np.full(S, -1, np.int32),
+  }
+  start = text_start = 0
+  for s, (visit, n) in enumerate(zip(visits, kept)):
+    index, kind, _ = plan.choose(int(visit))
+    clip, grid, end = plan.source[index], plan.table.grid_N3[index], start + int(n)
+    patch_NP = plan.patchify(clip.latent_thwZ, c.patch)
+    coord_N3 = np.stack(np.unravel_index(np.arange(len(patch_NP)), grid), axis=-1)
+    if n < len(patch_NP):
+      cells = plan.rng(int(visit), _CELLS).permutation(len(patch_NP))[:n]
+      cells.sort()
+      patch_NP, coord_N3 = patch_NP[cells], coord_N3[cells]
+    row["patch"][start:end], row["coord"][start:end] = patch_NP, coord_N3
+    row["segment"][start:end] = s + 1
+    row["grid"][s], row["slots"][s], row["clip"][s] = grid, 1, index
+    row["fps"][s] = clip.fps or 0.0
+    ids = plan.tokenize("" if kind is None else caption(clip, kind == "long"))
+    text_end = text_start + len(ids)
+    row["text"][text_start:text_end] = ids
+    row["text_segment"][text_start:text_end] = s + 1
+    start, text_start = end, text_end
+  return row
+
+
+class Rows(grain.IterDataset):
+  """Rows of several streams in turn; what worker processes run.
+
+  Args:
+    plan: of all streams.
+    order: stream numbers; row i comes from stream order[i % len(order)].
+    states: saved state of each stream, as JSON text; a stream without one starts anew.
+
+  Every row carries "stream" and "state", the stream's JSON state after it. Where streams end, rows
+  without clips follow without end.
+  """
+
+  def __init__(self, plan: StreamPlan, order: Sequence[int], states: dict[int, str]):
+    super().__init__()
+    self._plan, self._order, self._states = plan, list(order), dict(states)
+
+  def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+    """Keeps one worker's rows: grain deals them round robin, so every streams' nth."""
+    del sequential_slice
+    self._order = self._order[sl]
+
+  def __iter__(self):
+    return _RowIterator(self._plan, self._order, self._states)
+
+
+class _RowIterator(grain.DatasetIterator):
+  """Holds one packer per stream. Its state is kept by the batches, which know every stream."""
+
+  def __init__(self, plan: StreamPlan, order: list[int], states: dict[int, str]):
+    super().__init__()
+    self._plan, self._order, self._next = plan, order, 0
+    self._streams = {stream: iter(plan.packer(stream)) for stream in order}
+    for stream in order:
+      if stream in states:
+        self._streams[stream].set_state(json.loads(states[stream]))
+
+  def __next__(self) -> dict:
+    stream = self._order[self._next % len(self._order)]
+    self._next += 1
+    try:
+      packed = next(self._streams[stream])
+    except StopIteration:
+      packed = {"visits": np.zeros(0, np.int64), "kept": np.zeros(0, np.int64)}
+    row = build_row(self._plan, packed["visits"], packed["kept"])
+    return row | {"stream": stream, "state": json.dumps(self._streams[stream].get_state())}
+
+  def get_state(self) -> dict:
+    return {"next": self._next}
+
+  def set_state(self, state: dict) -> None:
+    if state["next"] != self._next:
+      raise ValueError("rows are restored through PackedBatches, which saves every stream's state")

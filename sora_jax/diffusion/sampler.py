@@ -1,0 +1,183 @@
+"""Sampling: a grid of times, a solver, a scan; and the noise a sample starts from.
+
+`integrate` is the whole sampler. `denoise(x, j)` gives E[x0 | x] at point j of the grid; guidance,
+prompts, layout and the network live inside it. Times may differ per segment or per token: they
+broadcast against x behind their first axis ([J, R, L, 1] in packed rows, by `token_grid`).
+
+The noise of a sample is a function of the seed, the text of the prompt, the number of the sample
+and the position (t, y, x) in the latent grid, and of nothing else: it is drawn cell by cell, so
+packing, the extent of the grid, batch and devices cannot change it.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from sora_jax.diffusion import solvers, times
+from sora_jax.shapes import Grid, Patch
+
+
+def integrate(
+  solver: solvers.Solver,
+  denoise: Callable,
+  noise: Float[Array, "..."],
+  times_J: Float[Array, "J ..."],
+  draw: solvers.Draw | None = None,
+) -> Float[Array, "..."]:
+  """Takes noise to data along a grid of times, in one scan with one call of `denoise` in it.
+
+  Args: denoise: (x, j) -> x0 at grid point j (a traced int32).  noise: x at the first time of the
+    grid.  times_J: not increasing along J, `times_J[0]` where `noise` lives; behind the first axis
+    it broadcasts against x.  draw: fresh noise like x from the number of the evaluation, for
+    solvers that are stochastic.
+  Returns: x at the last time of the grid, in the shape and dtype of `noise`.
+  Raises: ValueError for a grid without a step, and for a stochastic solver without `draw`.
+  """
+  if times_J.shape[0] < 2:
+    raise ValueError(f"a grid needs at least 2 times, got {times_J.shape[0]}")
+  if solver.stochastic and draw is None:
+    raise ValueError(f"{solver.name} draws noise at each step: pass draw=..., see noise_at")
+
+  def body(state, row):
+    x0 = denoise(state.x, row["at"])
+    return solver.step(state, x0, row, draw), None
+
+  table = solver.plan(times_J.astype(jnp.float32))
+  return jax.lax.scan(body, solver.init(noise), table)[0].x
+
+
+def uniform_grid(steps: int, start: float = 1.0) -> Float[Array, "J"]:
+  """Equidistant times from `start` to 0, steps + 1 of them; start below 1 to edit (SDEdit)."""
+  _check_steps(steps, start)
+  return jnp.asarray(np.linspace(start, 0.0, steps + 1), jnp.float32)
+
+
+def karras_grid(
+  steps: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0
+) -> Float[Array, "J"]:
+  """Times whose noise-to-data ratio t / (1 - t) follows Karras et al. 2022 (arXiv 2206.00364), Eq.
+  5, then 0.
+
+  The first time is 1 itself, not high / (1 + high), so that the grid begins at pure noise.
+  """
+  _check_steps(steps)
+  ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
+  return jnp.asarray(np.concatenate([[1.0], ramp[1:] / (1.0 + ramp[1:]), [0.0]]), jnp.float32)
+
+
+def linear_quadratic_grid(steps: int, threshold: float = 0.025) -> Float[Array, "J"]:
+  """Half the steps even inside [1 - threshold, 1], the rest quadratic with a continuous slope down
+  to 0.
+
+  Source: Movie Gen (arXiv 2410.13720), section 3.4.2, in the closed form that LTX-Video uses. At
+    least 2 steps.
+  """
+  _check_steps(steps)
+  even = steps // 2
+  if even == 0:
+    return uniform_grid(steps)
+  rest = steps - even
+  slope = threshold / even
+  bend = (1.0 - threshold - slope * rest) / rest**2
+  index = np.arange(rest + 1)
+  done = np.concatenate([slope * np.arange(even), threshold + slope * index + bend * index**2])
+  return jnp.asarray(np.clip(1.0 - done, 0.0, 1.0), jnp.float32)
+
+
+def token_grid(
+  times_J: Float[Array, "J"], shift_RQ: Float[Array, "R Q"], slot_RL: Int[Array, "R L"]
+) -> Float[Array, "J R L 1"]:
+  """A grid for each token of packed rows, shifted by its slot's own a; ready for `integrate`."""
+  times_JRQ = slot_grid(times_J, shift_RQ)
+  times_JRL = jax.vmap(times.token_times, in_axes=(0, None))(times_JRQ, slot_RL)
+  return times_JRL[..., None]
+
+
+def slot_grid(times_J: Float[Array, "J"], shift_RQ: Float[Array, "R Q"]) -> Float[Array, "J R Q"]:
+  """A grid for each time slot, shifted by its own a: entry j is the time table at point j."""
+  return times.shift(shift_RQ[None], times_J[:, None, None])
+
+
+def sample_key(seed: int, text: str, sample: int = 0) -> Key[Array, ""]:
+  """The key of a sample: SHA-256 of (seed, sample, text), on the host; any integers, any text."""
+  digest = hashlib.sha256(f"{int(seed)}\n{int(sample)}\n{text}".encode()).digest()
+  words = np.frombuffer(digest[:8], dtype="<u4").astype(np.uint32)
+  return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+
+
+def noise_cells(
+  seed: int, text: str, sample: int, grid: Grid, channels: int
+) -> Float[Array, "t h w Z"]:
+  """Normal noise of one sample, float32; a cell has the same in every grid that holds it."""
+  axes = (jnp.arange(extent, dtype=jnp.int32) for extent in grid)
+  cell_thw3 = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+  key = sample_key(seed, text, sample)
+  flat = _draw_cells(
+    jnp.broadcast_to(key, (grid[0] * grid[1] * grid[2],)), cell_thw3.reshape(-1, 3), channels
+  )
+  return flat.reshape(*grid, channels)
+
+
+def noise_at(
+  key_RS: Key[Array, "R S"],
+  segment_RL: Int[Array, "R L"],
+  coord_RL3: Int[Array, "R L 3"],
+  patch: Patch,
+  channels: int,
+) -> Float[Array, "R L P"]:
+  """The noise of packed samples, patch by patch in the order (pt ph pw Z), float32; 0 at padding.
+
+  Equal to patchifying `noise_cells` of each segment. Works under jit with one shape for all
+  layouts.
+  Args: key_RS: `sample_key` of each segment (any key where unused); `fold_keys` first for noise
+    inside the steps. coord_RL3: (t, y, x) of each token in the token grid.  patch: latent cells of
+    a token.
+  """
+  R, L = segment_RL.shape
+  offsets = np.stack(np.meshgrid(*(np.arange(p) for p in patch), indexing="ij"), axis=-1).reshape(
+    -1, 3
+  )
+  size = np.asarray(patch, np.int32)
+  cell_RLn3 = coord_RL3[:, :, None, :] * size[None, None, None, :] + offsets[None, None, :, :]
+  index_RL = jnp.maximum(segment_RL - 1, 0)
+  key_RL = jax.vmap(lambda key_S, index_L: key_S[index_L])(key_RS, index_RL)
+  key_RLn = jnp.broadcast_to(key_RL[:, :, None], (R, L, len(offsets)))
+  noise = _draw_cells(key_RLn.reshape(-1), cell_RLn3.reshape(-1, 3), channels)
+  noise_RLP = noise.reshape(R, L, len(offsets) * channels)
+  return jnp.where((segment_RL > 0)[..., None], noise_RLP, 0.0)
+
+
+def fold_keys(key_RS: Key[Array, "R S"], number: Int[Array, ""] | int) -> Key[Array, "R S"]:
+  """Keys for one evaluation's noise: `draw = lambda e: noise_at(fold_keys(key_RS, e), ...)`."""
+  return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(key_RS)
+
+
+@jax.jit(static_argnums=2)
+def _draw_cells(key_N, cell_N3, channels):
+  """Normal noise [N, Z] of N cells, each from its own key and its own position only."""
+
+  def one(key, cell_3):
+    for axis in range(3):
+      key = jax.random.fold_in(key, cell_3[axis].astype(jnp.uint32))
+    return jax.random.normal(key, (channels,), jnp.float32)
+
+  return jax.vmap(one)(key_N, cell_N3)
+
+
+def _check_steps(steps: int, start: float = 1.0):
+  if steps < 1 or not 0.0 < start <= 1.0:
+    raise ValueError(
+      f"a grid needs steps >= 1 and 0 < start <= 1, got steps={steps}, start={start}"
+    )
+
+
+GRIDS: dict[str, Callable] = {
+  "uniform": uniform_grid,
+  "karras": karras_grid,
+  "linear_quadratic": linear_quadratic_grid,
+}
+"""Grids by the name a config gives."""

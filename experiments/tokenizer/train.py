@@ -8,7 +8,6 @@ import collections
 import io
 import pathlib
 import re
-import tempfile
 
 import sentencepiece
 
@@ -21,8 +20,8 @@ CLIPS = 3000
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'\"()-"
 LIKELY_WORDS = """
   two three four in on to of with while then until pans zooms cut cuts to camera around floor
-  collide collides collided bounce other each hits behind passes leaves returns bar box painter paints
-  trail eater eats bites game player grid goal towards move moves its
+  collide collides collided bounce other each hits behind passes leaves returns bar box painter
+  paints trail eater eats bites game player grid goal towards move moves its
 """
 MORE_WORDS = """
   above across after again against along around as at away back ball before behind below beside
@@ -68,31 +67,28 @@ def seeds(lines: list[str]) -> str:
   return "".join(f"{piece}\t{count}\n" for piece, count in sorted(counts.items()))
 
 
-def train(lines: list[str]) -> bytes:
+def train(lines: list[str], seeds_file: str) -> bytes:
   """A unigram model: case-folded, any string by byte fallback, ids 0 1 2 = pad eos unk."""
   model = io.BytesIO()
-  with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as file:
-    file.write(seeds(lines))
-    file.flush()
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(lines),
-      model_writer=model,
-      model_type="unigram",
-      vocab_size=VOCAB_SIZE,
-      hard_vocab_limit=False,
-      byte_fallback=True,
-      character_coverage=1.0,
-      required_chars=CHARACTERS,
-      seed_sentencepieces_file=file.name,
-      split_digits=True,
-      normalization_rule_name="nmt_nfkc_cf",
-      pad_id=0,
-      eos_id=1,
-      unk_id=2,
-      bos_id=-1,
-      num_threads=1,
-      minloglevel=2,
-    )
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(lines),
+    model_writer=model,
+    model_type="unigram",
+    vocab_size=VOCAB_SIZE,
+    hard_vocab_limit=False,
+    byte_fallback=True,
+    character_coverage=1.0,
+    required_chars=CHARACTERS,
+    seed_sentencepieces_file=seeds_file,
+    split_digits=True,
+    normalization_rule_name="nmt_nfkc_cf",
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    num_threads=1,
+    minloglevel=2,
+  )
   return model.getvalue()
 
 
@@ -100,7 +96,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--out", default="sora_jax/weights/tiny.spm.model")
   args = parser.parse_args()
-  pathlib.Path(args.out).write_bytes(train(corpus()))
+  lines = corpus()
+  candidates = pathlib.Path("tiny.seeds.tsv")  # the model file records this name
+  candidates.write_text(seeds(lines), encoding="utf-8")
+  try:
+    pathlib.Path(args.out).write_bytes(train(lines, str(candidates)))
+  finally:
+    candidates.unlink()
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from sora_jax.nn.layers import Linear, RMSNorm
 from sora_jax.shapes import PAD_SEGMENT
 
 _MASKED = -1e9
+_normal = nn.initializers.normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TextConfig:
     dtype: of activations; parameters, softmax and norms are float32.
   """
 
-  vocab_size: int = 259
+  vocab_size: int = 512
   width: int = 128
   depth: int = 2
   heads: int = 4
@@ -89,21 +91,6 @@ def relative_buckets(offsets: np.ndarray, buckets: int, max_distance: int) -> np
   return np.where(offsets > 0, half, 0) + np.where(distance < exact, distance, far)
 
 
-class RMSNorm(nn.Module):
-  """x / rms(x) * scale, computed in float32 (T5's layer norm: no mean, no bias)."""
-
-  eps: float
-
-  @nn.compact
-  def __call__(self, x_RMD: Float[Array, "R M D"]) -> Float[Array, "R M D"]:
-    init = nn.with_logical_partitioning(nn.initializers.ones, ("width",))
-    scale_D = self.param("scale", init, (x_RMD.shape[-1],), jnp.float32)
-    wide_RMD = x_RMD.astype(jnp.float32)
-    power_RM1 = jnp.mean(jnp.square(wide_RMD), axis=-1, keepdims=True)
-    wide_RMD = wide_RMD * jax.lax.rsqrt(power_RM1 + self.eps) * scale_D[None, None]
-    return wide_RMD.astype(x_RMD.dtype)
-
-
 class RelativeBias(nn.Module):
   """Learned bias on attention logits by bucketed difference of position: [A, M, M]."""
 
@@ -112,7 +99,7 @@ class RelativeBias(nn.Module):
   @nn.compact
   def __call__(self, row_len: int) -> Float[Array, "A M M"]:
     c = self.config
-    init = _normal(c.width**-0.5, ("buckets", "heads"))
+    init = nn.with_logical_partitioning(_normal(c.width**-0.5), ("buckets", "heads"))
     table_BA = self.param("embedding", init, (c.buckets, c.heads), jnp.float32)
     index_M = np.arange(row_len)
     bucket_MM = relative_buckets(index_M[None] - index_M[:, None], c.buckets, c.max_distance)
@@ -129,22 +116,25 @@ class SelfAttention(nn.Module):
     self, x_RMD: Float[Array, "R M D"], bias_RAMM: Float[Array, "R A M M"]
   ) -> Float[Array, "R M D"]:
     c = self.config
-    shape = (c.width, c.heads, c.head_size)
+    dtype = jnp.dtype(c.dtype)
 
     def project(name: str, std: float) -> Float[Array, "R M A K"]:
-      init = _normal(std, ("width", "heads", "head_size"))
-      kernel_DAK = self.param(name, init, shape, jnp.float32)
-      return jnp.einsum("RMD,DAK->RMAK", x_RMD, kernel_DAK.astype(x_RMD.dtype))
+      names = ("width", "heads", "head_size")
+      return Linear(
+        (c.heads, c.head_size), names, bias=False, init=_normal(std), dtype=dtype, name=name
+      )(x_RMD)
 
     q_RMAK = project("query", (c.width * c.head_size) ** -0.5)
     k_RMAK = project("key", c.width**-0.5)
     v_RMAK = project("value", c.width**-0.5)
     logits_RAML = jnp.einsum("RMAK,RLAK->RAML", q_RMAK, k_RMAK, preferred_element_type=jnp.float32)
-    weights_RAML = jax.nn.softmax(logits_RAML + bias_RAMM, axis=-1).astype(x_RMD.dtype)
+    weights_RAML = jax.nn.softmax(logits_RAML + bias_RAMM, axis=-1).astype(dtype)
     mixed_RMAK = jnp.einsum("RAML,RLAK->RMAK", weights_RAML, v_RMAK)
-    init = _normal((c.heads * c.head_size) ** -0.5, ("heads", "head_size", "width"))
-    kernel_AKD = self.param("out", init, (c.heads, c.head_size, c.width), jnp.float32)
-    return jnp.einsum("RMAK,AKD->RMD", mixed_RMAK, kernel_AKD.astype(x_RMD.dtype))
+    init = _normal((c.heads * c.head_size) ** -0.5)
+    return Linear(
+      (c.width,), ("heads", "head_size", "width"), num_in=2, bias=False, init=init, dtype=dtype,
+      name="out",
+    )(mixed_RMAK)  # fmt: skip
 
 
 class FeedForward(nn.Module):
@@ -156,18 +146,17 @@ class FeedForward(nn.Module):
   def __call__(self, x_RMD: Float[Array, "R M D"]) -> Float[Array, "R M D"]:
     c = self.config
 
-    def dense(x, name, shape, axes):
-      kernel = self.param(name, _normal(shape[0] ** -0.5, axes), shape, jnp.float32)
-      return x @ kernel.astype(x.dtype)
+    def dense(x: Array, name: str, out: int, names: tuple[str, str]) -> Array:
+      init = _normal(x.shape[-1] ** -0.5)
+      return Linear((out,), names, bias=False, init=init, dtype=jnp.dtype(c.dtype), name=name)(x)
 
-    wide, axes = (c.width, c.mlp_width), ("width", "mlp")
-    hidden_RMF = dense(x_RMD, "wi", wide, axes)
+    hidden_RMF = dense(x_RMD, "wi", c.mlp_width, ("width", "mlp"))
     if c.activation == "relu":
       hidden_RMF = jax.nn.relu(hidden_RMF)
     else:
-      gate_RMF = jax.nn.gelu(dense(x_RMD, "wi_gate", wide, axes), approximate=True)
-      hidden_RMF = gate_RMF * hidden_RMF
-    return dense(hidden_RMF, "wo", wide[::-1], axes[::-1])
+      gate_RMF = dense(x_RMD, "wi_gate", c.mlp_width, ("width", "mlp"))
+      hidden_RMF = jax.nn.gelu(gate_RMF, approximate=True) * hidden_RMF
+    return dense(hidden_RMF, "wo", c.width, ("mlp", "width"))
 
 
 class TextEncoder(nn.Module):
@@ -187,9 +176,8 @@ class TextEncoder(nn.Module):
     """
     c = self.config
     dtype = jnp.dtype(c.dtype)
-    table_VD = self.param(
-      "embedding", _normal(1.0, ("vocab", "width")), (c.vocab_size, c.width), jnp.float32
-    )
+    init = nn.with_logical_partitioning(_normal(1.0), ("vocab", "width"))
+    table_VD = self.param("embedding", init, (c.vocab_size, c.width), jnp.float32)
     x_RMD = table_VD[ids_RM].astype(dtype)
     row_len = ids_RM.shape[1]
     real_RM = segment_RM != PAD_SEGMENT
@@ -199,13 +187,9 @@ class TextEncoder(nn.Module):
       if not c.shared_bias:
         bias_AMM = RelativeBias(c, name=f"relative_bias_{layer}")(row_len)
       bias_RAMM = jnp.where(same_RMM[:, None], bias_AMM[None], _MASKED)
-      y_RMD = RMSNorm(c.norm_eps, name=f"attention_norm_{layer}")(x_RMD)
+      y_RMD = RMSNorm(("width",), c.norm_eps, name=f"attention_norm_{layer}")(x_RMD)
       x_RMD = x_RMD + SelfAttention(c, name=f"attention_{layer}")(y_RMD, bias_RAMM)
-      y_RMD = RMSNorm(c.norm_eps, name=f"mlp_norm_{layer}")(x_RMD)
+      y_RMD = RMSNorm(("width",), c.norm_eps, name=f"mlp_norm_{layer}")(x_RMD)
       x_RMD = x_RMD + FeedForward(c, name=f"mlp_{layer}")(y_RMD)
-    text_RMU = RMSNorm(c.norm_eps, name="final_norm")(x_RMD)
+    text_RMU = RMSNorm(("width",), c.norm_eps, name="final_norm")(x_RMD)
     return jnp.where(real_RM[:, :, None], text_RMU, 0)
-
-
-def _normal(std: float, axes: tuple[str, ...]) -> nn.initializers.Initializer:
-  return nn.with_logical_partitioning(nn.initializers.normal(std), axes)

@@ -78,8 +78,9 @@ def params_from_huggingface(
       )
     return np.asarray(tensors[name], dtype=dtype)
 
-  def linear(name: str, outputs: int, inputs: int) -> np.ndarray:
-    return np.ascontiguousarray(read(name + ".weight", (outputs, inputs)).T)
+  def linear(name: str, outputs: int, inputs: int, shape: tuple[int, ...] | None = None) -> dict:
+    kernel = np.ascontiguousarray(read(name + ".weight", (outputs, inputs)).T)
+    return {"kernel": kernel.reshape(shape or kernel.shape)}
 
   embedding = next((name for name in _EMBEDDING if name in tensors), _EMBEDDING[0])
   params = {
@@ -90,12 +91,10 @@ def params_from_huggingface(
     attention, mlp = (f"encoder.block.{layer}.layer.{i}" for i in (0, 1))
     heads = (c.width, c.heads, c.head_size)
     params[f"attention_{layer}"] = {
-      "query": linear(f"{attention}.SelfAttention.q", inner, c.width).reshape(heads),
-      "key": linear(f"{attention}.SelfAttention.k", inner, c.width).reshape(heads),
-      "value": linear(f"{attention}.SelfAttention.v", inner, c.width).reshape(heads),
-      "out": linear(f"{attention}.SelfAttention.o", c.width, inner).reshape(
-        c.heads, c.head_size, c.width
-      ),
+      "query": linear(f"{attention}.SelfAttention.q", inner, c.width, heads),
+      "key": linear(f"{attention}.SelfAttention.k", inner, c.width, heads),
+      "value": linear(f"{attention}.SelfAttention.v", inner, c.width, heads),
+      "out": linear(f"{attention}.SelfAttention.o", c.width, inner, heads[1:] + heads[:1]),
     }
     for ours, theirs in (("attention_norm", attention), ("mlp_norm", mlp)):
       params[f"{ours}_{layer}"] = {"scale": read(f"{theirs}.layer_norm.weight", (c.width,))}

@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -42,9 +40,6 @@ class Checkpoints:
 
   def save(self, step: int, state: TrainState, data: Any, notes: dict) -> None:
     """Starts writing a checkpoint and returns; the caller may donate `state` at once."""
-    if jax.default_backend() == "cpu":
-      # On CPU the writer's host copy would be a view of the buffers that the next step donates.
-      state = jax.tree.map(jnp.copy, state)
     self._manager.save(
       step,
       args=ocp.args.Composite(

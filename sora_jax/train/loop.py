@@ -127,7 +127,7 @@ class _Runner:
     self.step = self._first = int(self.state.step)
     self.total = config.steps if not config.minutes else int(self.state.total_steps)
     self._elapsed, self._since = notes["elapsed_sec"], time.perf_counter()
-    self._step_fn = step_lib.make_step(task.loss, optimizer, config.accumulate)
+    self._step_fn = step_lib.make_step(task.loss, optimizer, config.accumulate, task.axes())
     self._prefetcher = prefetch.Prefetcher(
       batches,
       lambda b: sharding.put_batch(self.mesh, b),
@@ -150,7 +150,7 @@ class _Runner:
     """Returns the newest saved state, or a fresh one; sets the stream to match."""
 
     def create():
-      transform = optimizer_lib.make(optimizer)
+      transform = optimizer_lib.make(optimizer, self.task.axes())
       return state_lib.create(self.task.init, transform, self.config.seed, self.config.steps)
 
     whole = sharding.replicated(self.mesh)
@@ -254,7 +254,7 @@ class _Runner:
     """Writes a line of figures and, under a time budget, plans the rest of the run."""
     values = self._meter.summary(self._rate)
     per_step = self._meter.sec_per_step
-    if self.config.minutes and math.isfinite(per_step):
+    if self.config.minutes and self.step < self.total and math.isfinite(per_step):
       left = max(self.config.minutes * 60 - self.elapsed(), 0.0)
       self.total = min(self.config.steps, max(self.step, done + int(left / per_step)))
       self.state = self.state.replace(

@@ -70,26 +70,36 @@ def learning_rate(
   return config.lr * warm * (config.final_lr + (1.0 - config.final_lr) * falling)
 
 
-def matrix_axes(path: tuple, leaf, stacked: tuple[str, ...]) -> contrib.MuonDimensionNumbers | None:
+LAYER_AXES = ("layers", "qkv", "modulation")
+"""Logical axes that count matrices instead of being part of one."""
+TABLES = ("bias", "scale", "embedding", "classes", "modulation")
+"""Names of parameters that are no matrices, however many axes they have."""
+
+
+def matrix_axes(
+  path: tuple, leaf, names: tuple | None = None
+) -> contrib.MuonDimensionNumbers | None:
   """Says which axes of a parameter form the matrix that Muon orthogonalises; None means Adam.
 
-  Kernels of two and more axes are matrices from all axes but the last to the last; under a name
-  in `stacked` (the layers of a scan) the first axis counts layers. Tables, biases, scales and
-  embeddings stay with Adam.
+  names: logical names of its axes, if known. Axes in `LAYER_AXES` count matrices. Of the others
+  the first is the input, or all but the last where only the last is the width (what comes back
+  from heads). Without names all axes but the last are inputs, as in a convolution's kernel.
   """
-  names = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
-  first = 1 if any(name in stacked for name in names) else 0
-  if names[-1] != "kernel" or leaf.ndim - first < 2:
+  last = str(getattr(path[-1], "key", getattr(path[-1], "name", path[-1])))
+  axes = [i for i in range(leaf.ndim) if names is None or names[i] not in LAYER_AXES]
+  if last in TABLES or len(axes) < 2:
     return None
-  return contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), (leaf.ndim - 1,))
+  back = names is None or (names[axes[-1]] == "width" and names[axes[0]] != "width")
+  cut = len(axes) - 1 if back else 1
+  return contrib.MuonDimensionNumbers(tuple(axes[:cut]), tuple(axes[cut:]))
 
 
-def make(
-  config: OptimizerConfig, stacked: tuple[str, ...] = ("blocks",)
-) -> optax.GradientTransformation:
+def make(config: OptimizerConfig, axes: Any = None) -> optax.GradientTransformation:
   """Returns the optimizer for a learning rate of one: clipping, then AdamW or Muon.
 
-  Muon (Jordan et al. 2024) takes the kernels at `matrix_lr_ratio` times the rate, Adam the rest.
+  Muon (Jordan et al. 2024) takes the matrices at `matrix_lr_ratio` times the rate, Adam the rest.
+
+  axes: a tree like the parameters, with the tuple of each one's logical axis names for a leaf.
   """
   parts = []
   if config.adaptive_clip:
@@ -102,8 +112,12 @@ def make(
     )
     return optax.chain(*parts)
 
-  def axes(params):
-    return jax.tree_util.tree_map_with_path(lambda p, x: matrix_axes(p, x, stacked), params)
+  def dimensions(params):
+    if axes is None:
+      return jax.tree_util.tree_map_with_path(matrix_axes, params)
+    return jax.tree_util.tree_map_with_path(
+      matrix_axes, params, axes, is_leaf=lambda x: isinstance(x, tuple)
+    )
 
   parts.append(
     contrib.muon(
@@ -113,7 +127,7 @@ def make(
       adam_b2=config.b2,
       adam_weight_decay=config.weight_decay,
       adam_learning_rate=1.0,
-      muon_weight_dimension_numbers=axes,
+      muon_weight_dimension_numbers=dimensions,
     )
   )
   return optax.chain(*parts)

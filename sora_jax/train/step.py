@@ -30,15 +30,16 @@ def make_step(
   loss: Callable,
   config: OptimizerConfig,
   accumulate: int = 1,
-  stacked: tuple[str, ...] = ("blocks",),
+  axes: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
   """Returns the jitted step `(state, batch) -> (state, metrics)`; the state is donated.
 
   loss: as `Task.loss`.  accumulate: microbatches per step; every leading axis of the batch must be
-  a multiple of it. A step whose loss or gradient is not finite returns the state as it came, with
-  `finite` false: no later step can see the damage, and the host need not wait to find out.
+  a multiple of it.  axes: see `optimizer.make`. A step whose loss or gradient is not finite returns
+  the state as it came, with `finite` false: no later step can see the damage, and the host need not
+  wait to find out.
   """
-  optimizer = optimizer_lib.make(config, stacked)
+  optimizer = optimizer_lib.make(config, axes)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
     key, progress = state_lib.step_key(state), state_lib.progress(state)

@@ -68,6 +68,11 @@ class Task(Protocol):
     """Returns fresh parameters; a pure function, so that it can be traced by `jax.eval_shape`."""
     ...
 
+  def axes(self) -> Any:
+    """Returns a tree like the parameters with the tuple of each one's logical axis names, or
+    None if the network does not name them."""
+    ...
+
   def loss(
     self, params: Params, batch: Batch, key: jax.Array, progress: jax.Array
   ) -> tuple[Ratio, dict[str, Ratio]]:

@@ -102,7 +102,9 @@ def test_time_budget_ends_the_schedule(tmp_path):
 
 
 def test_learns_logs_and_evaluates(tmp_path):
-  out = loop.run(Toy(), config(steps=300, log_every=50, eval_every=100, save_every=1000), ADAM, tmp_path)
+  out = loop.run(
+    Toy(), config(steps=300, log_every=50, eval_every=100, save_every=1000), ADAM, tmp_path
+  )
   assert out.figures["toy/distance"] < 0.2
   lines = metrics.read(tmp_path / "metrics.jsonl")
   assert [x["step"] for x in lines if "toy/distance" in x] == [100, 200, 300]

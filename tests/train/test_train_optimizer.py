@@ -46,32 +46,58 @@ def test_learning_rate_has_the_right_ends(decay):
   assert rate(55) == pytest.approx(middle)
 
 
-def test_muon_takes_kernels_and_leaves_tables_to_adam():
+def test_muon_takes_matrices_and_leaves_tables_to_adam():
   params = {
-    "blocks": {"mlp": {"kernel": np.zeros((6, 8, 32))}, "table": np.zeros((6, 8))},
-    "conv": {"kernel": np.zeros((3, 3, 4, 8)), "bias": np.zeros(8)},
+    "blocks": {
+      "qkv": {"kernel": np.zeros((6, 8, 3, 2, 4)), "bias": np.zeros((6, 3, 2, 4))},
+      "out": {"kernel": np.zeros((6, 2, 4, 8))},
+      "mlp": {"kernel": np.zeros((6, 8, 32))},
+      "modulation": np.zeros((6, 6, 8)),
+    },
     "text": {"embedding": np.zeros((50, 8))},
   }
-  found = jax.tree_util.tree_map_with_path(lambda p, x: lib.matrix_axes(p, x, ("blocks",)), params)
-  assert found["blocks"]["mlp"]["kernel"].reduction_axis == (1,)
-  assert found["blocks"]["mlp"]["kernel"].output_axis == (2,)
-  assert found["conv"]["kernel"].reduction_axis == (0, 1, 2)
-  assert found["blocks"]["table"] is None
-  assert found["conv"]["bias"] is None and found["text"]["embedding"] is None
+  names = {
+    "blocks": {
+      "qkv": {
+        "kernel": ("layers", "width", "qkv", "heads", "head_size"),
+        "bias": ("layers", "qkv", "heads", "head_size"),
+      },
+      "out": {"kernel": ("layers", "heads", "head_size", "width")},
+      "mlp": {"kernel": ("layers", "width", "mlp")},
+      "modulation": ("layers", "modulation", "width"),
+    },
+    "text": {"embedding": ("vocab", "width")},
+  }
+  found = jax.tree_util.tree_map_with_path(
+    lib.matrix_axes, params, names, is_leaf=lambda x: isinstance(x, tuple)
+  )
+  blocks = found["blocks"]
+  assert blocks["qkv"]["kernel"] == ((1,), (3, 4))
+  assert blocks["out"]["kernel"] == ((1, 2), (3,))
+  assert blocks["mlp"]["kernel"] == ((1,), (2,))
+  assert blocks["qkv"]["bias"] is None and blocks["modulation"] is None
+  assert found["text"]["embedding"] is None
+
+
+def test_muon_takes_convolutions_without_names():
+  found = jax.tree_util.tree_map_with_path(
+    lib.matrix_axes, {"conv": {"kernel": np.zeros((3, 3, 4, 8)), "bias": np.zeros(8)}}
+  )
+  assert found["conv"]["kernel"] == ((0, 1, 2), (3,))
+  assert found["conv"]["bias"] is None
 
 
 def test_muon_on_stacked_layers_equals_muon_on_each():
   layers = np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float32)
   config = OptimizerConfig(name="muon", clip_norm=0.0)
-  stacked, single = lib.make(config), lib.make(config, stacked=())
-  params = {"blocks": {"kernel": jnp.asarray(layers)}}
+  stacked = lib.make(config, {"kernel": ("layers", "width", "mlp")})
+  single = lib.make(config, {"kernel": ("width", "mlp")})
+  params = {"kernel": jnp.asarray(layers)}
   together, _ = stacked.update(params, stacked.init(params), params)
   for i in range(2):
     one = {"kernel": jnp.asarray(layers[i])}
     alone, _ = single.update(one, single.init(one), one)
-    np.testing.assert_allclose(
-      together["blocks"]["kernel"][i], alone["kernel"], rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(together["kernel"][i], alone["kernel"], rtol=1e-4, atol=1e-4)
 
 
 def test_adaptive_clip_stops_a_spike_and_does_not_learn_from_it():

@@ -46,6 +46,9 @@ class Toy:
     kernel = jax.random.normal(key, (4, 3))
     return {"layer": {"kernel": kernel, "bias": jnp.zeros((3,))}}
 
+  def axes(self):
+    return None
+
   def loss(self, params, batch, key, progress):
     x = batch["x"] + 0.01 * jax.random.normal(key, batch["x"].shape)
     out = x @ params["layer"]["kernel"] + params["layer"]["bias"][None]

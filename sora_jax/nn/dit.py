@@ -10,6 +10,7 @@ norm per head from ViT-22B (arXiv 2302.05442); fractional positions from NaViT (
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -66,7 +67,7 @@ class DiTConfig:
   depth: int
   heads: int
   mlp_ratio: float = 4.0
-  patch: tuple[int, int, int] = (1, 2, 2)
+  patch: Sequence[int] = (1, 2, 2)
   in_channels: int = 36
   out_channels: int = 16
   text_width: int = 0
@@ -78,7 +79,7 @@ class DiTConfig:
   mlp_activation: str = "gelu_tanh"
   position: Literal["rotary", "sincos"] = "rotary"
   rotary_theta: float = 1e4
-  rotary_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+  rotary_scale: Sequence[float] = (1.0, 1.0, 1.0)
   rotary_method: Literal["none", "interpolate", "ntk"] = "none"
   fraction_octaves: int = 4
   size_condition: bool = True
@@ -90,6 +91,8 @@ class DiTConfig:
   dtype: Literal["float32", "bfloat16"] = "float32"
 
   def __post_init__(self):
+    for name in ("patch", "rotary_scale"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, if read from JSON
     allowed = {
       "modulation": ("single", "full"), "qk_norm": ("head", "full", "none"),
       "position": ("rotary", "sincos"), "rotary_method": ("none", "interpolate", "ntk"),

@@ -14,7 +14,7 @@ from sora_jax.shapes import Grid, Patch
 Array = TypeVar("Array")
 
 
-def token_grid(latent_grid: Sequence[int], patch: Patch) -> Grid:
+def token_grid(latent_grid: Sequence[int], patch: Sequence[int]) -> Grid:
   """Number of patches along time, height and width.
 
   Args:
@@ -32,7 +32,7 @@ def token_grid(latent_grid: Sequence[int], patch: Patch) -> Grid:
   return Grid(*(c // p for c, p in zip(cells, patch)))
 
 
-def patchify(latent: Array, patch: Patch) -> Array:
+def patchify(latent: Array, patch: Sequence[int]) -> Array:
   """Cuts latents `[..., t, h, w, Z]` into patches `[..., N, P]`, N = t h w / (pt ph pw).
 
   Args:
@@ -51,7 +51,7 @@ def patchify(latent: Array, patch: Patch) -> Array:
   return cut.transpose(order).reshape(*lead, grid.size, patch[0] * patch[1] * patch[2] * Z)
 
 
-def unpatchify(patches: Array, grid: Sequence[int], patch: Patch) -> Array:
+def unpatchify(patches: Array, grid: Sequence[int], patch: Sequence[int]) -> Array:
   """Puts patches `[..., N, P]` back into latents `[..., t, h, w, Z]`.
 
   Args:
@@ -81,7 +81,7 @@ def cell_channels(latent_channels: int, frames_per_latent: int) -> int:
   return 2 * latent_channels + frames_per_latent
 
 
-def join_cells(noisy: Array, known: Array, canvas: Array, patch: Patch) -> Array:
+def join_cells(noisy: Array, known: Array, canvas: Array, patch: Sequence[int]) -> Array:
   """Joins three patchified tensors cell by cell into the tokens that the transformer reads.
 
   Each cell becomes [noisy Z | known mask, one per pixel frame that it covers | canvas Z], which

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sora_jax.nn.dit import SIZES, DiT, DiTConfig
+from sora_jax.nn.dit import DiT, DiTConfig
 from sora_jax.ops import packing
 
 CONFIG = DiTConfig(

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import grain
 import numpy as np
-from absl import flags
 
+from sora_jax.data import workers
 from sora_jax.data.packing import TokenDrop
 from sora_jax.data.streams import Rows, StreamPlan
 from sora_jax.data.table import ClipSource, ClipTable, scan, usable
@@ -184,36 +184,19 @@ class PackedBatchIterator(grain.DatasetIterator):
       streams = c.local_streams
       first = self._step * c.local_rows % len(streams)
       rows = Rows(self._plan, streams[first:] + streams[:first], self._states)
-      if c.workers:
-        if not flags.FLAGS.is_parsed():  # grain reads its flags even outside a command line
-          flags.FLAGS.mark_as_parsed()
-        buffered = max(2, c.local_rows // c.workers)
-        rows = rows.mp_prefetch(
-          grain.MultiprocessingOptions(c.workers, per_worker_buffer_size=buffered)
-        )
-      self._rows = iter(rows)
+      buffered = max(2, c.local_rows // max(1, c.workers))
+      self._rows = workers.iterate(rows, c.workers, buffered)
 
   def __next__(self) -> dict:
     self._assert_not_closed()
     if self._num_steps is not None and self._step >= self._num_steps:
       raise StopIteration
     self.start_prefetch()
-    rows = [self._next_row() for _ in range(self._plan.config.local_rows)]
+    rows = [workers.advance(self._rows, self._step) for _ in range(self._plan.config.local_rows)]
     for row in rows:
       self._states[int(row.pop("stream"))] = row.pop("state")
     self._step += 1
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-  def _next_row(self) -> dict:
-    try:
-      return next(self._rows)
-    except RuntimeError as error:
-      if "terminated unexpectedly" not in str(error):
-        raise
-      raise RuntimeError(
-        f"a data worker died while step {self._step} was prepared ({error}); it was killed or ran "
-        "out of memory. Resume from the last checkpoint, with fewer workers if memory was short"
-      ) from error
 
   def get_state(self) -> dict:
     return {"step": self._step, "streams": {str(s): t for s, t in sorted(self._states.items())}}

@@ -45,7 +45,7 @@ class Clip:
 
   id: str
   video_THWC: np.ndarray | None = None
-  fps: float | None = None
+  fps: float | int | None = None
   captions: dict[str, str] = dataclasses.field(default_factory=dict)
   truth: dict = dataclasses.field(default_factory=dict)
   latent_thwZ: np.ndarray | None = None

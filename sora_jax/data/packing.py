@@ -47,12 +47,12 @@ class TokenDrop:
         "allowed: steps >= 1 and 0 <= hold < end <= 1"
       )
 
-  def strength(self, step: float) -> float:
+  def strength(self, step: int | float) -> float:
     """Factor on the rate at an optimizer step: 1 until hold * steps, 0 from end * steps on."""
     progress = step / self.steps
     return min(1.0, max(0.0, (self.end - progress) / (self.end - self.hold)))
 
-  def kept(self, tokens: int, step: float, rng: np.random.Generator) -> int:
+  def kept(self, tokens: int, step: int | float, rng: np.random.Generator) -> int:
     """Number of tokens that one visit keeps, of `tokens`; two draws from `rng` are used."""
     drops, rate = rng.random() < self.share, self.scale * rng.beta(self.alpha, self.beta)
     if not drops or tokens <= MIN_TOKENS:

@@ -45,13 +45,75 @@ def _gravity(truth, names):
   )
 
 
-_SHORT = {"still": _still, "constant": _constant, "bounce": _bounce, "gravity": _gravity}
+def _collide(truth, names):
+  return f"{listing(names)} collide"
+
+
+def _occlude(truth, names):
+  first, bar, *others = truth["objects"]
+  phrase = f"{names[0]} moves {first['direction']} behind {article(bar['color'])} bar"
+  if others:
+    phrase += f" while {names[2]} moves {others[0]['direction']} in front of it"
+  return phrase
+
+
+def _leave(truth, names):
+  direction = truth["objects"][0]["direction"]
+  return f"{names[0]} moves {direction}, leaves the frame and comes back past {listing(names[1:])}"
+
+
+def _pan(truth, names):
+  return f"the camera pans {truth['camera']['direction']} past {listing(names)}"
+
+
+def _zoom(truth, names):
+  way = {"in": "in on", "out": "out from"}[truth["camera"]["direction"]]
+  return f"the camera zooms {way} {names[0]}"
+
+
+def _cut(truth, names):
+  first, second = truth["shots"]
+  return (
+    f"{names[0]} moves {first['direction']} {place(truth)}, then a cut to the same "
+    f"{truth['objects'][0]['shape']} that moves {second['direction']}"
+  )
+
+
+def _orbit(truth, names):
+  way = truth["camera"]["direction"]
+  return f"the camera orbits {way} around {listing(names)} on a checkered floor"
+
+
+def _paint(truth, names):
+  direction, trail = truth["objects"][0]["direction"], truth["trail"]
+  line = f"{article(trail['color'])} line"
+  return f"{names[0]} moves {direction}, then {trail['turn']}, and paints {line}"
+
+
+def _eat(truth, names):
+  return f"{names[0]} moves {truth['objects'][0]['direction']} and bites pieces out of {names[1]}"
+
+
+def _game(truth, names):
+  if truth["game"]["policy"] == "patrol":
+    return f"in the grid game, {names[0]} walks clockwise along the edge"
+  coin = name_object(truth["objects"][1], truth["style"]).split(" ", 1)[1]
+  return f"in the grid game, {names[0]} walks to the nearest {coin}"
+
+
+_SHORT = {
+  "still": _still, "constant": _constant, "bounce": _bounce, "gravity": _gravity,
+  "collide": _collide, "occlude": _occlude, "leave": _leave,
+  "pan": _pan, "zoom": _zoom, "cut": _cut, "orbit": _orbit,
+  "paint": _paint, "eat": _eat, "game": _game,
+}  # fmt: skip
 
 
 def short(truth: dict) -> str:
   """The prompt: one clause, `a red circle moves right over a black background`."""
   names = [name_object(record, truth["style"]) for record in truth["objects"]]
-  return f"{_SHORT[truth['motion']](truth, names)} {place(truth)}"
+  last = truth | {"background": truth["shots"][-1]["background"]} if "shots" in truth else truth
+  return f"{_SHORT[truth['motion']](truth, names)} {place(last)}"
 
 
 def region(position: list[float], truth: dict) -> str:

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 
 from sora_jax.data.records import Clip
-from sora_jax.data.world import captions, level1, vocabulary
+from sora_jax.data.world import captions, level1, level2, level3, level4, vocabulary
 from sora_jax.data.world.config import WorldConfig
 from sora_jax.data.world.scene import MOTION_DIRECTIONS, Brief, Scene
 
-_COMPOSE = {1: level1.compose}
+_COMPOSE = {1: level1.compose, 2: level2.compose, 3: level3.compose, 4: level4.compose}
 
 
 class World:

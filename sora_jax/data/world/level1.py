@@ -23,9 +23,8 @@ def compose(brief: Brief) -> Scene:
   actor = Actor(color, shape, radius, position_T2, velocity_T2, direction)
 
   def draw(size):
-    return renderer.render(
-      [actor.sprite(brief.style)], brief.frames, size, brief.background, brief.style
-    )[0]
+    layers = [actor.sprite(brief.style)]
+    return renderer.render(layers, brief.frames, size, brief.background, brief.style)
 
   ones = np.ones(brief.frames)
   record = object_truth(0, actor, brief.extent, ones, [0] * brief.frames)

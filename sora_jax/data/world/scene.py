@@ -21,7 +21,7 @@ MOTION_DIRECTIONS = {
   "pan": ("right", "left"),
   "zoom": (),
   "cut": _ALL,
-  "orbit": ("right", "left"),
+  "orbit": (),
   "paint": _ALL,
   "eat": _CARDINAL,
   "game": (),
@@ -98,20 +98,55 @@ class Actor:
   direction: str | None = None
   role: str = "actor"
   scale_T: np.ndarray | None = None  # size on screen over true size; None = 1
+  present_T: np.ndarray | None = None  # None = always there
 
   def radius_T(self) -> np.ndarray:
     scale_T = np.ones(len(self.position_T2)) if self.scale_T is None else self.scale_T
     return self.radius * scale_T
 
-  def sprite(self, style: str, name: str = "") -> renderer.Sprite:
+  def sprite(self, style: str, tracked: bool = False, bites: tuple = ()) -> renderer.Sprite:
     rgb = vocabulary.COLORS[self.color]
-    return renderer.Sprite(self.shape, rgb, self.position_T2, self.radius_T(), style, name)
+    return renderer.Sprite(
+      self.shape, rgb, self.position_T2, self.radius_T(), style, tracked, self.present_T, bites
+    )
 
   def box_T4(self) -> np.ndarray:
     """Bounding box on screen (left, top, right, bottom), not cut to the frame."""
     left, top, right, bottom = outline.EXTENT[self.shape]
     reach_4 = np.asarray([-left, -top, right, bottom])
     return np.tile(self.position_T2, 2) + self.radius_T()[:, None] * reach_4
+
+
+@dataclasses.dataclass(eq=False)
+class Bar:
+  """A standing rectangle from edge to edge, in front of or behind others."""
+
+  color: str
+  box_4: np.ndarray  # left, top, right, bottom
+  frames: int
+  shape: str = "bar"
+  direction: str | None = None
+  role: str = "bar"
+
+  @property
+  def radius(self) -> float:
+    """Half the short side."""
+    return float((self.box_4[2:] - self.box_4[:2]).min() / 2)
+
+  @property
+  def position_T2(self) -> np.ndarray:
+    return np.tile((self.box_4[:2] + self.box_4[2:]) / 2, (self.frames, 1))
+
+  @property
+  def velocity_T2(self) -> np.ndarray:
+    return np.zeros((self.frames, 2))
+
+  def box_T4(self) -> np.ndarray:
+    return np.tile(self.box_4, (self.frames, 1))
+
+  def sprite(self, style: str, tracked: bool = False) -> renderer.Rectangle:
+    del style
+    return renderer.Rectangle(vocabulary.COLORS[self.color], self.box_T4(), tracked)
 
 
 @dataclasses.dataclass(eq=False)
@@ -126,7 +161,7 @@ def rounded(array: np.ndarray) -> list:
   return np.round(array, 6).tolist()
 
 
-def object_truth(index: int, actor: Actor, extent, visibility_T, depth_T) -> dict:
+def object_truth(index: int, actor: "Actor | Bar", extent, visibility_T, depth_T) -> dict:
   """The record of one object; the box is cut to the frame, None where it is wholly outside."""
   width, height = extent
   box_T4 = actor.box_T4()
@@ -145,6 +180,33 @@ def object_truth(index: int, actor: Actor, extent, visibility_T, depth_T) -> dic
     "box": [box if inside else None for box, inside in zip(rounded(cut_T4), inside_T.tolist())],
     "depth": depth_T,
   }
+
+
+def flat_scene(brief: Brief, actors: list, near_first: list[int], **more) -> Scene:
+  """A scene of actors under a camera that does not move.
+
+  Args: actors: in the order of the truth.  near_first: their indices from near to far.
+  more: further keys of the truth.
+  """
+  far_first = near_first[::-1]
+  layers = [actors[k].sprite("plain", tracked=True) for k in far_first]
+  seen = renderer.visibility(layers, brief.frames, brief.extent)
+  objects = [
+    object_truth(
+      k,
+      actor,
+      brief.extent,
+      seen[far_first.index(k)],
+      [near_first.index(k)] * brief.frames,
+    )
+    for k, actor in enumerate(actors)
+  ]
+
+  def draw(size):
+    layers = [actors[k].sprite(brief.style) for k in far_first]
+    return renderer.render(layers, brief.frames, size, brief.background, brief.style)
+
+  return Scene(clip_truth(brief, objects, **more), draw)
 
 
 def clip_truth(brief: Brief, objects: list[dict], **more) -> dict:

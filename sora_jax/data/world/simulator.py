@@ -61,3 +61,73 @@ def throw(start_2, velocity_2, times_T, box) -> tuple[np.ndarray, np.ndarray]:
       y_T[rest_T], vy_T[rest_T] = floor, 0.0
       break
   return np.stack([x_T, y_T], 1), np.stack([vx_T, vy_T], 1)
+
+
+def collide(starts_N2, velocities_N2, radii_N, times_T, boxes):
+  """Discs of mass radius^2 in boxes that meet elastically, from event to event without a time step.
+
+  In a collision of masses m, M along the unit normal n, the velocities change by -2 M / (m + M) and
+  +2 m / (m + M) times the approach (v - V).n along n: momentum and energy are kept.
+
+  Args: boxes: for each disc the walls (left, top, right, bottom) of its centre.
+  Returns: positions and velocities [N, T, 2] and the collisions [(time, i, j)], i < j.
+  """
+  positions, velocities = np.array(starts_N2, float), np.array(velocities_N2, float)
+  radii, boxes = np.asarray(radii_N, float), np.asarray(boxes, float)
+  masses, count = radii**2, len(radii)
+  path_NT2, speed_NT2 = np.empty((2, count, len(times_T), 2))
+  now, frame, hits = 0.0, 0, []
+  while frame < len(times_T):
+    wait, event = _next_event(positions, velocities, radii, boxes)
+    while frame < len(times_T) and times_T[frame] <= now + wait:
+      path_NT2[:, frame] = positions + (times_T[frame] - now) * velocities
+      speed_NT2[:, frame] = velocities
+      frame += 1
+    if not math.isfinite(wait):
+      continue
+    positions += wait * velocities
+    now += wait
+    if event[0] == "wall":
+      velocities[event[1], event[2]] *= -1
+      continue
+    i, j = event[1:]
+    normal_2 = (positions[j] - positions[i]) / np.linalg.norm(positions[j] - positions[i])
+    approach = (velocities[i] - velocities[j]) @ normal_2
+    share = 2 * approach / (masses[i] + masses[j])
+    velocities[i] -= share * masses[j] * normal_2
+    velocities[j] += share * masses[i] * normal_2
+    hits.append((now, i, j))
+  return path_NT2, speed_NT2, hits
+
+
+def _next_event(positions, velocities, radii, boxes):
+  """Seconds until the next wall or pair is met, and which: ("wall", i, axis), ("pair", i, j)."""
+  wait, event = math.inf, ("none",)
+  for i in range(len(radii)):
+    for axis in (0, 1):
+      speed = velocities[i, axis]
+      if speed:
+        wall = boxes[i, axis + 2] if speed > 0 else boxes[i, axis]
+        until = max((wall - positions[i, axis]) / speed, 0.0)
+        if until < wait:
+          wait, event = until, ("wall", i, axis)
+    for j in range(i + 1, len(radii)):
+      until = _until_contact(
+        positions[j] - positions[i], velocities[j] - velocities[i], radii[i] + radii[j]
+      )
+      if until < wait:
+        wait, event = until, ("pair", i, j)
+  return wait, event
+
+
+def _until_contact(offset_2, velocity_2, distance: float) -> float:
+  """Seconds until two approaching discs touch; infinite if they part or miss."""
+  closing = float(offset_2 @ velocity_2)
+  if closing >= 0:
+    return math.inf
+  squared = float(velocity_2 @ velocity_2)
+  gap = float(offset_2 @ offset_2) - distance**2
+  discriminant = closing**2 - squared * gap
+  if discriminant <= 0:
+    return math.inf
+  return max((-closing - math.sqrt(discriminant)) / squared, 0.0)

@@ -1,0 +1,1 @@
+"""What is to be made: requests, and the rows in which they are sampled together."""

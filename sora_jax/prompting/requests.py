@@ -1,0 +1,164 @@
+"""Requests for samples, packed into rows: the host's side of sampling.
+
+A request is a latent to be made: its token grid, its text, its noise, and perhaps a latent to start
+from. Requests of any sizes share rows of one static length, so one program serves them all.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from sora_jax.diffusion import sampler
+from sora_jax.ops.packing import place
+from sora_jax.ops.patchify import patchify
+from sora_jax.shapes import Grid, Patch
+
+EOS_LENGTH = 1
+"""Tokens of the empty prompt in every tokenizer here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One sample to be made.
+
+  Attributes:
+    text: the prompt; names the noise together with `seed` and `sample`.
+    ids: its token ids.
+    grid: (t, h, w) in tokens.
+    fps: frames of pixels per second, 0 for a picture.
+    guidance: strength for text, 1 = off.
+    start_latent: `[t, h, w, Z]` in cells, noised to `start_time` and denoised again (SDEdit,
+      arXiv 2108.01073); None starts from noise.
+    start_time: in (0, 1], before the shift for size; 1 forgets `start_latent`.
+  """
+
+  text: str
+  ids: tuple[int, ...]
+  grid: Grid
+  fps: float
+  seed: int = 0
+  sample: int = 0
+  guidance: float = 1.0
+  start_latent: np.ndarray | None = None
+  start_time: float = 1.0
+
+  def __post_init__(self):
+    if not 0.0 < self.start_time <= 1.0:
+      raise ValueError(f"start_time={self.start_time}; allowed: above 0, up to 1 (pure noise)")
+    if not self.ids:
+      raise ValueError("a request needs token ids; even the empty prompt has its end of text")
+    if min(self.grid) < 1:
+      raise ValueError(f"a grid of {tuple(self.grid)} tokens is empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+  """Static shape of the rows that samples are made in.
+
+  Attributes: row_len: L.  max_segments: S.  text_row_len: M.  rows: R, rows of one call.
+  """
+
+  row_len: int
+  max_segments: int
+  text_row_len: int
+  rows: int = 1
+
+
+def shape_for(requests: Sequence[Request], base: RowShape) -> RowShape:
+  """The rows for some requests: `base`, halved twice for a few small ones, doubled for large ones.
+
+  The few steps keep the number of compiled programs small; what is sampled does not depend on them.
+  """
+  most = max(r.grid.size for r in requests)
+  total = sum(r.grid.size for r in requests)
+  row_len = max(base.row_len // 4, 1)
+  if total > row_len or len(requests) > base.max_segments:
+    row_len = base.row_len
+  while row_len < most:
+    row_len *= 2
+  text_row_len = base.text_row_len
+  while text_row_len < max(max(len(r.ids) for r in requests), base.max_segments * EOS_LENGTH):
+    text_row_len *= 2
+  return dataclasses.replace(base, row_len=row_len, text_row_len=text_row_len)
+
+
+def assign(requests: Sequence[Request], shape: RowShape) -> list[list[int]]:
+  """Puts requests into rows, longest first, each into the first row with room.
+
+  Returns: for each row the indices of its requests.  Raises: ValueError if one fits no row.
+  """
+  rows, left = [], []
+  for i in sorted(range(len(requests)), key=lambda i: (-requests[i].grid.size, i)):
+    need = requests[i].grid.size, len(requests[i].ids), 1
+    fitting = (k for k, room in enumerate(left) if all(n <= r for n, r in zip(need, room)))
+    k = next(fitting, len(rows))
+    if k == len(rows):
+      room = [shape.row_len, shape.text_row_len, shape.max_segments]
+      if any(n > r for n, r in zip(need, room)):
+        raise ValueError(
+          f"request {i} ({requests[i].text!r}) needs {need[0]} tokens and {need[1]} text tokens; "
+          f"a row has {room[0]} and {room[1]}. Ask for a smaller size, fewer frames or less text"
+        )
+      rows.append([])
+      left.append(room)
+    rows[k].append(i)
+    left[k] = [r - n for n, r in zip(need, left[k])]
+  return rows
+
+
+def batches(
+  requests: Sequence[Request],
+  shape: RowShape,
+  patch: Patch,
+  channels: int,
+  null_ids: tuple[int, ...],
+) -> list[tuple[dict[str, np.ndarray], list[list[int]]]]:
+  """Packed inputs of the sampling program, one for each call of it.
+
+  Args: patch: latent cells of a token.  channels: Z.  null_ids: ids of the empty prompt.
+  Returns: (batch, indices of the requests of each row, in order of their segments). A batch has
+    the tables of `ops.packing.place`; `text`, `text_segment`, `null_text`, `null_segment` [R, M];
+    `key` u32 [R, S, 2] (data of the noise keys), `guidance`, `start_time` f32 [R, S] and
+    `start` f32 [R, L, P].
+  """
+  rows = assign(requests, shape)
+  calls = []
+  for first in range(0, len(rows), shape.rows):
+    group = rows[first : first + shape.rows]
+    group = group + [[]] * (shape.rows - len(group))
+    calls.append((_batch(requests, group, shape, patch, channels, null_ids), group))
+  return calls
+
+
+def _batch(requests, group, shape, patch, channels, null_ids) -> dict[str, np.ndarray]:
+  R, L, S, M = shape.rows, shape.row_len, shape.max_segments, shape.text_row_len
+  tables = place([[(requests[i].grid, requests[i].fps) for i in row] for row in group], L, S)
+  tables |= {
+    name: np.zeros((R, M), np.int32)
+    for name in ("text", "text_segment", "null_text", "null_segment")
+  }
+  tables["key"] = np.zeros((R, S, 2), np.uint32)
+  tables["guidance"] = np.ones((R, S), np.float32)
+  tables["start_time"] = np.ones((R, S), np.float32)
+  tables["start"] = np.zeros((R, L, patch.t * patch.h * patch.w * channels), np.float32)
+  for r, row in enumerate(group):
+    _pack_text(tables, r, "text", "text_segment", [requests[i].ids for i in row])
+    _pack_text(tables, r, "null_text", "null_segment", [null_ids] * len(row))
+    for s, i in enumerate(row):
+      q = requests[i]
+      tables["key"][r, s] = jax.random.key_data(sampler.sample_key(q.seed, q.text, q.sample))
+      tables["guidance"][r, s], tables["start_time"][r, s] = q.guidance, q.start_time
+      if q.start_latent is not None:
+        patches = patchify(np.asarray(q.start_latent, np.float32), patch)
+        tables["start"][r, tables["segment"][r] == s + 1] = patches
+  return tables
+
+
+def _pack_text(tables, r: int, name: str, segment_name: str, texts) -> None:
+  at = 0
+  for s, ids in enumerate(texts):
+    tables[name][r, at : at + len(ids)] = ids
+    tables[segment_name][r, at : at + len(ids)] = s + 1
+    at += len(ids)

@@ -1,0 +1,185 @@
+"""The sampling program: packed requests in, latents out; one compiled program per row length.
+
+The network and the text encoder are handed in as functions of their parameters, so this room knows
+neither; guidance doubles the rows (prompt and empty prompt) and nothing else.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.diffusion import guidance, process, sampler, solvers, times
+from sora_jax.ops import packing
+from sora_jax.ops.patchify import unpatchify
+from sora_jax.prompting.requests import Request, RowShape, batches, shape_for
+from sora_jax.shapes import Patch
+
+
+@runtime_checkable
+class Predict(Protocol):
+  """The network: (params, x_RLP, time_RQ, layout, text_RMU) -> its prediction [R, L, P]."""
+
+  def __call__(self, params: Any, x_RLP, time_RQ, layout: packing.Layout, text_RMU) -> Any: ...
+
+
+@runtime_checkable
+class EncodeText(Protocol):
+  """The text encoder: (params, ids_RM, segment_RM) -> embeddings [R, M, U]."""
+
+  def __call__(self, params: Any, ids_RM, segment_RM) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How samples are made; everything but `steps` and the flags may be the same for all requests.
+
+  Attributes:
+    solver: a key of `diffusion.solvers.SOLVERS`.  steps: of the solver.
+    grid: a key of `diffusion.sampler.GRIDS`.
+    interval: times, before the shift, between which guidance acts.
+    rescale: share of the deviation given back after guidance, see `guidance.rescale`.
+    guided: whether the empty prompt is evaluated too; False where all guidance is 1.
+  """
+
+  solver: str = "dpmpp_2m"
+  steps: int = 20
+  grid: str = "uniform"
+  interval: tuple[float, float] = (0.0, 1.0)
+  rescale: float = 0.0
+  guided: bool = True
+
+  def __post_init__(self):
+    for name, table in (("solver", solvers.SOLVERS), ("grid", sampler.GRIDS)):
+      if getattr(self, name) not in table:
+        raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(table)}")
+    if self.steps < 1:
+      raise ValueError(f"steps={self.steps}; a sample needs at least 1 solver step")
+
+
+class Sampler:
+  """Samples latents for requests of any sizes, packed into rows.
+
+  Args: predict, encode_text: the networks.  patch: cells of a token.  channels: Z.
+    kind: what the network predicts, "x", "v" or "eps".  shift: as in training.
+    rows: shape of the rows; see `requests.shape_for`.  null_ids: ids of the empty prompt.
+  """
+
+  def __init__(
+    self,
+    predict: Predict,
+    encode_text: EncodeText,
+    *,
+    patch: Patch,
+    channels: int,
+    kind: process.Kind,
+    shift: times.ShiftConfig,
+    rows: RowShape,
+    null_ids: Sequence[int],
+  ):
+    self._patch, self._channels, self._kind, self._shift = Patch(*patch), channels, kind, shift
+    self._predict, self._encode_text = predict, encode_text
+    self._rows, self._null_ids = rows, tuple(null_ids)
+    self._program = jax.jit(self.sample_rows, static_argnames="method")
+    self._noise_program = jax.jit(self.noise)
+
+  def __call__(
+    self,
+    params: Any,
+    requests: Sequence[Request],
+    method: Method,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> list[np.ndarray]:
+    """Samples all requests.
+
+    Args: params: {"dit": ..., "text": ...}.  progress: called with (rows done, rows in all).
+    Returns: for each request a clean latent, float32 [t, h, w, Z].
+    """
+    if not requests:
+      return []
+    guided = method.guided and any(r.guidance != 1.0 for r in requests)
+    method = dataclasses.replace(method, guided=guided)
+    shape = shape_for(requests, self._rows)
+    calls = batches(requests, shape, self._patch, self._channels, self._null_ids)
+    done = [None] * len(requests)
+    for number, (batch, group) in enumerate(calls):
+      tables = {name: batch[name] for name in ("key", "segment", "coord")}
+      batch["noise"] = self._noise_program(tables)
+      x0_RLP = np.asarray(self._program(params, batch, method=method))
+      for row, x0_LP, segment_L in zip(group, x0_RLP, batch["segment"]):
+        for s, i in enumerate(row):
+          done[i] = unpatchify(x0_LP[segment_L == s + 1], requests[i].grid, self._patch)
+      if progress is not None:
+        progress(number + 1, len(calls))
+    return done
+
+  @property
+  def programs(self) -> int:
+    """Number of programs compiled so far."""
+    return self._program._cache_size()
+
+  def noise(self, batch: dict, number: Any = None) -> jax.Array:
+    """The noise of a batch's samples [R, L, P], 0 at padding: what they start from, or what
+    evaluation `number` of a stochastic solver draws."""
+    key_RS = jax.random.wrap_key_data(jnp.asarray(batch["key"]), impl="threefry2x32")
+    if number is not None:
+      key_RS = sampler.fold_keys(key_RS, number)
+    segment_RL, coord_RL3 = jnp.asarray(batch["segment"]), jnp.asarray(batch["coord"])
+    return sampler.noise_at(key_RS, segment_RL, coord_RL3, self._patch, self._channels)
+
+  def sample_rows(self, params: Any, batch: dict, method: Method) -> jax.Array:
+    """The program: clean latents [R, L, P] of packed rows with their noise; 0 at padding."""
+    layout = packing.layout_of(batch)
+    plain_JRQ, time_JRQ = self._grids(batch, layout, method)
+    time_JRL1 = jax.vmap(lambda t_RQ: packing.take_slots(t_RQ, layout.slot_RL))(time_JRQ)[..., None]
+    text_RMU = self._encode_text(params["text"], batch["text"], batch["text_segment"])
+    if method.guided:
+      null = batch["null_text"], batch["null_segment"]
+      text_RMU = jnp.concatenate([text_RMU, self._encode_text(params["text"], *null)])
+      null_layout = layout._replace(text_segment_RM=jnp.asarray(batch["null_segment"]))
+      predict_layout = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), layout, null_layout)
+    else:
+      predict_layout = layout
+
+    def denoise(x_RLP, j):
+      x_nLP, time_nQ, time_nL1 = x_RLP, time_JRQ[j], time_JRL1[j]
+      if method.guided:
+        x_nLP, time_nQ, time_nL1 = (jnp.concatenate([a, a]) for a in (x_nLP, time_nQ, time_nL1))
+      prediction_nLP = self._predict(params["dit"], x_nLP, time_nQ, predict_layout, text_RMU)
+      x0_nLP = process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
+      if not method.guided:
+        return x0_nLP
+      return self._guide(x0_nLP, plain_JRQ[j], batch, layout, method)
+
+    start_RLP = process.add_noise(batch["start"], batch["noise"], time_JRL1[0])
+    draw = functools.partial(self.noise, batch)
+    solver = solvers.by_name(method.solver)
+    x0_RLP = sampler.integrate(solver, denoise, start_RLP, time_JRL1, draw)
+    return jnp.where((layout.segment_RL > 0)[..., None], x0_RLP, 0.0)
+
+  def _grids(self, batch: dict, layout: packing.Layout, method: Method) -> tuple[Any, Any]:
+    """Times [J, R, Q] of every slot from its start down to 0, before and after the shift."""
+    times_J = sampler.GRIDS[method.grid](method.steps)
+    start_RQ = packing.take_segments(jnp.asarray(batch["start_time"]), layout.slot_segment_RQ)
+    plain_JRQ = times_J[:, None, None] * start_RQ[None]
+    shift_RS = times.segment_shift(layout.grid_RS3, self._shift, self._patch.t)
+    shift_RQ = times.slot_shift(shift_RS, layout.slot_segment_RQ)
+    return plain_JRQ, times.shift(shift_RQ[None], plain_JRQ)
+
+  def _guide(self, x0_nLP, plain_RQ, batch: dict, layout: packing.Layout, method: Method):
+    """Guided x0 from the predictions with the prompt (first half of the rows) and without."""
+    cond_RLP, free_RLP = jnp.split(x0_nLP, 2)
+    strength_RQ = packing.take_segments(jnp.asarray(batch["guidance"]), layout.slot_segment_RQ)
+    scale_RQ = guidance.interval_scale(plain_RQ, strength_RQ, method.interval)
+    scale_RL = packing.take_slots(scale_RQ, layout.slot_RL)
+    guided_RLP = guidance.guide(cond_RLP, free_RLP, scale_RL[..., None])
+    if method.rescale > 0:
+      num_segments = layout.grid_RS3.shape[1]
+      guided_RLP = guidance.rescale(
+        guided_RLP, cond_RLP, layout.segment_RL, num_segments, method.rescale
+      )
+    return guided_RLP

@@ -1,0 +1,122 @@
+"""A model folder: the three networks of one model, its tokenizer, and how it came to be.
+
+    vae.safetensors   config: the fields of VAEConfig
+                      tree: {"params": ..., "stats": ...}
+    text.safetensors  config: {"network": TextConfig, "tokenizer": "bytes" or "tokenizer.model"}
+                      tree: parameters
+    dit.safetensors   config: {"network": DiTConfig, "diffusion": {"prediction", "shift_reference",
+                      "shift_space", "shift_frames"}, "rows": {"row_len", "max_segments",
+                      "text_row_len"}, "sampling": {"solver", "steps", "guidance", "fps", ...}}
+                      tree: parameters
+    tokenizer.model   SentencePiece model, where the text encoder was trained with one
+    provenance.json   config, command, seed, commit, hardware, time, legs, validation figures
+
+Shipped models and the `model/` folder of a finished training run both look like this.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from sora_jax.weights import store
+
+TOKENIZER_NAME = "tokenizer.model"
+PROVENANCE_NAME = "provenance.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """Weights of one network with the config that builds it."""
+
+  tree: dict
+  config: dict
+
+
+def write(
+  path: str | os.PathLike,
+  networks: Mapping[str, Network],
+  tokenizer: bytes | None,
+  provenance: dict,
+  *,
+  store_dtype: str | None = None,
+) -> None:
+  """Writes a model folder; the folder appears whole or not at all if it did not exist.
+
+  Args: networks: by name, all of "vae", "text" and "dit".  tokenizer: content of the SentencePiece
+    model, or None for bytes.  store_dtype: see `store.save`.
+  Raises: ValueError if a network is missing.
+  """
+  if set(networks) != set(store.NETWORKS):
+    raise ValueError(f"got networks {sorted(networks)}; a model has {', '.join(store.NETWORKS)}")
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{path.name}.partial")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  for name, network in networks.items():
+    store.save(
+      temporary / f"{name}.safetensors", network.tree, plain(network.config), provenance,
+      store_dtype=store_dtype,
+    )  # fmt: skip
+  if tokenizer is not None:
+    (temporary / TOKENIZER_NAME).write_bytes(tokenizer)
+  (temporary / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=2) + "\n")
+  if not path.exists():
+    temporary.rename(path)
+    return
+  for file in temporary.iterdir():
+    os.replace(file, path / file.name)
+  temporary.rmdir()
+
+
+def read(path: str | os.PathLike) -> dict[str, Network]:
+  """Reads the networks of a model folder.  Raises: FileNotFoundError, ValueError (see `store`)."""
+  found = {}
+  for name in store.NETWORKS:
+    tree, config, _ = store.load(pathlib.Path(path) / f"{name}.safetensors")
+    found[name] = Network(tree, config)
+  return found
+
+
+def find(name: str | os.PathLike) -> pathlib.Path:
+  """The model folder that a user means: a shipped name, a model folder, or a work directory.
+
+  Raises: ValueError that says what there is.
+  """
+  shipped = store.shipped()
+  if str(name) in shipped:
+    return shipped[str(name)]
+  path = pathlib.Path(name)
+  for candidate in (path, path / "model"):
+    if (candidate / "dit.safetensors").is_file():
+      return candidate
+  if path.is_dir():
+    raise ValueError(
+      f"{path} holds no model (no dit.safetensors, nor model/dit.safetensors); a training run "
+      "writes model/ when it ends: run the same command again to resume it"
+    )
+  raise ValueError(
+    f"no model {str(name)!r}: it is neither a folder nor a shipped name "
+    f"({', '.join(shipped) or 'none is shipped'})"
+  )
+
+
+def plain(value: Any) -> Any:
+  """JSON's view of configs: dataclasses and mappings become dicts, tuples become lists."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return plain(dataclasses.asdict(value))
+  if isinstance(value, Mapping):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item) for item in value]
+  return value
+
+
+def frozen(value: Any) -> Any:
+  """Undoes JSON for frozen dataclasses: lists become tuples, dicts stay dicts."""
+  if isinstance(value, Mapping):
+    return {key: frozen(item) for key, item in value.items()}
+  return tuple(frozen(item) for item in value) if isinstance(value, (list, tuple)) else value

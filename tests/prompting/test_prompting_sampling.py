@@ -1,0 +1,182 @@
+"""Sampling packed requests: the same as alone, one program, noise by content, guidance per clip."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sora_jax.diffusion import sampler, times
+from sora_jax.nn.dit import DiT, DiTConfig
+from sora_jax.nn.text import TextConfig, TextEncoder
+from sora_jax.ops.packing import layout_of
+from sora_jax.ops.patchify import patchify
+from sora_jax.prompting import requests, sampling
+from sora_jax.prompting.requests import Request, RowShape
+from sora_jax.shapes import Grid, Patch
+
+Z, PATCH = 3, Patch(1, 2, 2)
+ROWS = RowShape(row_len=48, max_segments=4, text_row_len=16)
+METHOD = sampling.Method(solver="dpmpp_2m", steps=3)
+DIT = DiTConfig(
+  width=24, depth=2, heads=2, in_channels=Z, out_channels=Z, text_width=8, mlp_ratio=2.0,
+  time_features=16,
+)  # fmt: skip
+TEXT = TextConfig(vocab_size=20, width=8, depth=1, heads=2, head_size=4, mlp_width=8)
+A = Request("a", (5, 6, 1), Grid(2, 2, 3), 8.0, seed=1, guidance=3.0)
+B = Request("bb", (7, 1), Grid(1, 4, 2), 0.0, seed=1, guidance=1.5)
+C = Request("c", (9, 3, 4, 1), Grid(3, 1, 5), 12.0, seed=2, guidance=2.0)
+
+
+@functools.cache
+def params():
+  """Random weights everywhere: layers that start at zero would hide mistakes."""
+  dit, text = DiT(DIT), TextEncoder(TEXT)
+  batch = requests.batches([A], ROWS, PATCH, Z, (1,))[0][0]
+  text_RM = jnp.asarray(batch["text"])
+  text_params = text.init(jax.random.key(0), text_RM, text_RM)["params"]
+  tokens_RLP = jnp.zeros((1, ROWS.row_len, PATCH.t * PATCH.h * PATCH.w * Z))
+  args = tokens_RLP, jnp.zeros((1, 4)), layout_of(batch), jnp.zeros((1, 16, 8))
+  dit_params = jax.jit(dit.init)(jax.random.key(1), *args)["params"]
+  leaves, tree = jax.tree.flatten(nn.meta.unbox({"dit": dit_params, "text": text_params}))
+  rng = np.random.default_rng(0)
+  return jax.tree.unflatten(
+    tree, [leaf + 0.2 * rng.standard_normal(leaf.shape).astype("f") for leaf in leaves]
+  )
+
+
+@functools.cache
+def make_sampler():
+  return sampling.Sampler(
+    lambda p, x, t, layout, text: DiT(DIT).apply({"params": p}, x, t, layout, text),
+    lambda p, ids, segment: TextEncoder(TEXT).apply({"params": p}, ids, segment),
+    patch=PATCH, channels=Z, kind="v", shift=times.ShiftConfig(reference=2.0), rows=ROWS,
+    null_ids=(1,),
+  )  # fmt: skip
+
+
+def close(a, b, tolerance=1e-4):
+  assert a.shape == b.shape
+  assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1.0)
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "ddpm"])
+def test_packed_samples_are_those_sampled_alone(solver):
+  method = dataclasses.replace(METHOD, solver=solver)
+  run = make_sampler()
+  together = run(params(), [A, B, C], method)
+  for request, sample in zip([A, B, C], together):
+    grid = request.grid
+    assert sample.shape == (grid.t, 2 * grid.h, 2 * grid.w, Z) and sample.dtype == np.float32
+    # two requests that do not fit the smallest row: the same program as for three
+    close(run(params(), [request, dataclasses.replace(A, seed=9)], method)[0], sample)
+
+
+def test_one_program_serves_all_sizes_texts_and_strengths():
+  run = sampling.Sampler.__new__(sampling.Sampler)
+  run.__dict__.update(make_sampler().__dict__)
+  run._program = jax.jit(functools.partial(run.sample_rows), static_argnames="method")
+  run(params(), [A, B, C], METHOD)
+  for grid in (Grid(4, 3, 3), Grid(1, 1, 40), Grid(2, 4, 5)):
+    run(params(), [Request("other", (4, 4, 4, 1), grid, 9.0, guidance=4.0)], METHOD)
+  assert run.programs == 1
+
+
+def test_noise_is_that_of_the_cells_in_any_company():
+  run = make_sampler()
+  for group in ([A, B, C], [C, A], [B]):
+    for batch, rows in requests.batches(group, ROWS, PATCH, Z, (1,)):
+      tables = {name: batch[name] for name in ("key", "segment", "coord")}
+      noise = np.asarray(run._noise_program(tables))
+      for r, row in enumerate(rows):
+        for s, i in enumerate(row):
+          q = group[i]
+          cells = Grid(q.grid.t, 2 * q.grid.h, 2 * q.grid.w)
+          want = patchify(sampler.noise_cells(q.seed, q.text, q.sample, cells, Z), PATCH)
+          got = noise[r, batch["segment"][r] == s + 1]
+          np.testing.assert_array_equal(got, np.asarray(want))
+      assert not noise[batch["segment"] == 0].any()
+
+
+def test_seed_text_and_sample_number_each_change_the_sample():
+  run = make_sampler()
+  changed = [
+    A, dataclasses.replace(A, seed=2), dataclasses.replace(A, text="x"),
+    dataclasses.replace(A, sample=1),
+  ]  # fmt: skip
+  outs = run(params(), changed, METHOD)
+  for other in outs[1:]:
+    assert np.abs(outs[0] - other).max() > 0.05
+  np.testing.assert_array_equal(run(params(), changed, METHOD)[0], outs[0])
+
+
+def test_guidance_is_each_request_s_own_and_one_is_off():
+  run = make_sampler()
+  one = dataclasses.replace(A, guidance=1.0)
+  plain = run(params(), [one, dataclasses.replace(C, guidance=1.0)], METHOD)[0]
+  mixed = run(params(), [one, C], METHOD)
+  close(mixed[0], plain)
+  assert np.abs(mixed[0] - run(params(), [A, C], METHOD)[0]).max() > 0.01
+  rescaled = run(params(), [A, C], dataclasses.replace(METHOD, rescale=0.7))[0]
+  assert np.abs(rescaled - run(params(), [A, C], METHOD)[0]).max() > 0.01
+  outside = run(params(), [A, C], dataclasses.replace(METHOD, interval=(2.0, 3.0)))[0]
+  close(outside, plain)
+
+
+def test_a_start_is_kept_the_more_the_earlier_its_time():
+  run = make_sampler()
+  start = np.random.default_rng(3).standard_normal((2, 4, 6, Z)).astype("f")
+  error = []
+  for time in (0.01, 0.3, 1.0):
+    request = dataclasses.replace(A, start_latent=start, start_time=time)
+    error.append(np.abs(run(params(), [request, C], METHOD)[0] - start).max())
+  assert error[0] < 0.2 < error[1] < error[2]
+  close(run(params(), [request, C], METHOD)[0], run(params(), [A, C], METHOD)[0], 1e-6)
+
+
+@given(
+  sizes=st.lists(
+    st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 2), st.integers(1, 9)),
+    min_size=1,
+    max_size=12,
+  )
+)
+@settings(max_examples=60, deadline=None)
+def test_every_request_lies_in_one_row_within_its_limits(sizes):
+  group = [Request("p", (1,) * n, Grid(t, h, w), 8.0) for t, h, w, n in sizes]
+  rows = requests.assign(group, ROWS)
+  assert sorted(i for row in rows for i in row) == list(range(len(group)))
+  for row in rows:
+    assert 1 <= len(row) <= ROWS.max_segments
+    assert sum(group[i].grid.size for i in row) <= ROWS.row_len
+    assert sum(len(group[i].ids) for i in row) <= ROWS.text_row_len
+
+
+def test_rows_grow_for_large_requests_and_shrink_for_small_ones():
+  assert requests.shape_for([dataclasses.replace(A, grid=Grid(1, 2, 3))], ROWS).row_len == 12
+  assert requests.shape_for([A, B], ROWS).row_len == 48
+  large = requests.shape_for([dataclasses.replace(A, grid=Grid(10, 3, 4), ids=(1,) * 40)], ROWS)
+  assert large.row_len == 192 and large.text_row_len == 64
+
+
+def test_impossible_requests_and_methods_are_refused():
+  with pytest.raises(ValueError, match="start_time=0.0"):
+    dataclasses.replace(A, start_time=0.0)
+  with pytest.raises(ValueError, match="end of text"):
+    dataclasses.replace(A, ids=())
+  with pytest.raises(ValueError, match="empty"):
+    dataclasses.replace(A, grid=Grid(0, 1, 1))
+  with pytest.raises(ValueError, match="solver='rk4'; allowed: euler, heun"):
+    sampling.Method(solver="rk4")
+  with pytest.raises(ValueError, match="grid='log'; allowed: uniform"):
+    sampling.Method(grid="log")
+  with pytest.raises(ValueError, match="steps=0"):
+    sampling.Method(steps=0)
+  with pytest.raises(ValueError, match="request 0 .'a'. needs 60 tokens"):
+    requests.assign([dataclasses.replace(A, grid=Grid(1, 6, 10))], ROWS)
+  assert make_sampler()(params(), [], METHOD) == []

@@ -1,6 +1,6 @@
 """A model folder: the three networks of one model, its tokenizer, and how it came to be.
 
-    vae.safetensors   config: the fields of VAEConfig
+    vae.safetensors   config: {"network": VAEConfig}
                       tree: {"params": ..., "stats": ...}
     text.safetensors  config: {"network": TextConfig, "tokenizer": "bytes" or "tokenizer.model"}
                       tree: parameters

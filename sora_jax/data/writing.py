@@ -1,0 +1,152 @@
+"""Writes frames as files that appear under their name only once they are whole."""
+
+import fractions
+import os
+import pathlib
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from PIL import Image
+
+EXTENSIONS = (".mp4", ".mkv", ".png", ".gif")
+"""What the name of a file to write may end in."""
+_ROUNDING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+def check_extension(path: str | os.PathLike) -> str:
+  """The extension in lower case. Raises: ValueError, naming those allowed."""
+  extension = pathlib.Path(path).suffix.lower()
+  if extension not in EXTENSIONS:
+    raise ValueError(
+      f"{path}: cannot write {extension or 'a name without an extension'}; use "
+      ".mp4 (H.264, plays everywhere), .mkv (lossless), .gif, or .png for one frame"
+    )
+  return extension
+
+
+def write_video(
+  path: str | os.PathLike, video_THWC: np.ndarray, fps: float | int | None = 24.0, quality: int = 16
+) -> None:
+  """Writes uint8 [T, H, W, 3] by the extension of `path`.
+
+  `.mp4`: H.264; 4:2:0, which plays everywhere, for even sizes, and 4:4:4 for odd ones, so that the
+  size asked is the size written. `.mkv`: FFV1, bit for bit what was given. `.gif`: loops.
+  `.png`: one frame.
+
+  Args: fps: frames per second; not used by `.png`, and None (pictures) means 24.
+    quality: of H.264, its constant rate factor: 0 best, 51 worst.
+  Raises: ValueError for another extension, type, shape or rate, or a `.png` of several frames.
+  """
+  extension = check_extension(path)
+  _check(video_THWC, 4)
+  if extension == ".png" and len(video_THWC) != 1:
+    raise ValueError(f"{path}: {len(video_THWC)} frames do not fit a .png; use .mp4, .mkv or .gif")
+  if extension in (".png", ".gif"):
+    _write_picture(pathlib.Path(path), video_THWC, 24.0 if fps is None else fps)
+    return
+  with VideoWriter(path, 24.0 if fps is None else fps, quality=quality) as writer:
+    for frame_HWC in video_THWC:
+      writer.write(frame_HWC)
+
+
+class VideoWriter:
+  """Writes a `.mp4` or `.mkv` frame by frame, in constant memory. A context manager.
+
+  The file gets its name when it is closed; an error inside the context leaves none. Arguments and
+  errors are those of `write_video`.
+  """
+
+  def __init__(self, path: str | os.PathLike, fps: float | int = 24.0, *, quality: int = 16):
+    if check_extension(path) not in (".mp4", ".mkv"):
+      raise ValueError(f"{path}: frame by frame only .mp4 and .mkv can be written")
+    if not 0 < fps <= 1000:
+      raise ValueError(f"fps {fps}; expected a rate above 0, at most 1000")
+    if not 0 <= quality <= 51:
+      raise ValueError(f"quality {quality}; expected 0 (best) to 51")
+    self.path = pathlib.Path(path)
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self._temporary = _temporary(self.path)
+    self._rate = fractions.Fraction(fps).limit_denominator(1001)
+    self._quality, self._size, self._container = quality, None, None
+
+  def write(self, frame_HWC: np.ndarray) -> None:
+    """Appends one uint8 [H, W, 3]. Raises: ValueError if its size is not that of the first."""
+    _check(frame_HWC, 3)
+    if self._container is None:
+      self._open(*frame_HWC.shape[:2])
+    if frame_HWC.shape[:2] != self._size:
+      raise ValueError(f"a frame of {frame_HWC.shape[:2]} in a video of {self._size}")
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
+    if self._stream.codec_context.name == "libx264":
+      frame = frame.reformat(
+        format=self._stream.pix_fmt,
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=_ROUNDING,
+      )
+      frame.color_trc, frame.color_primaries = ColorTrc.BT709, ColorPrimaries.BT709
+    frame.pts = None
+    self._container.mux(self._stream.encode(frame))
+
+  def close(self) -> None:
+    """Finishes the file. Raises: ValueError if it has no frame."""
+    if self._container is None:
+      raise ValueError(f"{self.path}: no frame was written")
+    self._container.mux(self._stream.encode())
+    self._container.close()
+    os.replace(self._temporary, self.path)
+
+  def __enter__(self) -> "VideoWriter":
+    return self
+
+  def __exit__(self, error_type, error, trace) -> None:
+    try:
+      if error_type is None:
+        self.close()
+      elif self._container is not None:
+        self._container.close()
+    finally:
+      self._temporary.unlink(missing_ok=True)
+
+  def _open(self, height: int, width: int) -> None:
+    self._size = height, width
+    if self.path.suffix.lower() == ".mkv":
+      self._container = av.open(str(self._temporary), "w", format="matroska")
+      self._stream = self._container.add_stream("ffv1", rate=self._rate)
+      self._stream.pix_fmt = "bgr0"
+    else:
+      options = {"movflags": "+faststart"}
+      self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
+      self._stream = self._container.add_stream("libx264", rate=self._rate)
+      self._stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+      self._stream.options = {"crf": str(self._quality), "preset": "medium"}
+      context = self._stream.codec_context
+      context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
+      context.color_trc, context.color_primaries = ColorTrc.BT709, ColorPrimaries.BT709
+    self._stream.width, self._stream.height = width, height
+
+
+def _write_picture(path: pathlib.Path, video_THWC: np.ndarray, fps: float | int) -> None:
+  images = [Image.fromarray(np.ascontiguousarray(frame_HWC)) for frame_HWC in video_THWC]
+  options = {}
+  if path.suffix.lower() == ".gif":
+    duration = max(20, round(1000 / fps / 10) * 10)  # the format counts hundredths of a second
+    options = {"save_all": True, "append_images": images[1:], "duration": duration, "loop": 0}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = _temporary(path)
+  try:
+    images[0].save(temporary, format=path.suffix[1:].upper(), **options)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _check(pixels: np.ndarray, ndim: int) -> None:
+  if pixels.dtype != np.uint8 or pixels.ndim != ndim or pixels.shape[-1] != 3 or 0 in pixels.shape:
+    layout = "[T, H, W, 3]" if ndim == 4 else "[H, W, 3]"
+    raise ValueError(f"got {pixels.dtype} {pixels.shape}; expected uint8 {layout}")

@@ -15,7 +15,8 @@ from sora_jax.data.world import outline, vocabulary
 GLOW = 2.4  # reach of the night style's glow, in radii
 NIGHT = 0.35  # how much of the background's light is left at night
 RASTER = 64  # pixels on the short side when visibility is measured
-HATCH = (0.75, 0.4)  # period in radii, brightness of the dark stripes
+RIM = 0.24  # width of the bright rim of the hatched style, in radii
+HATCH = (0.75, 0.5)  # period in radii, brightness of the dark stripes
 
 Rgb = Sequence[float | int]
 
@@ -119,7 +120,7 @@ class Sprite:
     cover = coverage(distance, radius)
     color = np.asarray(self.rgb, np.float32)
     if self.style == "hatched":
-      color = color * _stripes(x, y, radius)[..., None]
+      color = color * _stripes(x, y, distance, radius)[..., None]
     weight_THW = canvas.track(cover.sum((1, 2), dtype=float)) if self.tracked else None
     for first, *bite in self.bites:
       self._bite(cover[first:], x[first:], y[first:], radius[first:], bite, canvas.unit)
@@ -148,12 +149,13 @@ class Sprite:
         target += soft[..., None] * np.maximum(light - target, 0)
 
 
-def _stripes(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-  """Brightness of diagonal stripes that move with the object, anti-aliased."""
+def _stripes(x, y, distance: np.ndarray, radius: np.ndarray) -> np.ndarray:
+  """Brightness of diagonal stripes that move with the object, inside a bright rim."""
   period, dark = HATCH
   phase = ((x + y) * np.float32(np.sqrt(0.5)) / period) % 1
-  edge = (0.25 - np.abs(phase - 0.5)) * period * radius  # pixels inside a bright stripe
-  return dark + (1 - dark) * np.clip(0.5 + edge, 0, 1)
+  edge = (0.25 - np.abs(phase - 0.5)) * period  # how far inside a bright stripe, in radii
+  edge = np.maximum(edge, distance + RIM)
+  return dark + (1 - dark) * np.clip(0.5 + edge * radius, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -125,29 +125,53 @@ def region(position: list[float], truth: dict) -> str:
 
 
 def size_word(radius: float) -> str:
+  """Size of an object by its radius in short sides."""
   return "small" if radius < 0.12 else "large" if radius > 0.18 else "medium-sized"
 
 
-def speed_word(velocity: list[float]) -> str:
-  speed = math.hypot(*velocity)
+def speed_word(velocities: list[list[float]]) -> str:
+  """Mean speed in short sides per second, in words."""
+  speed = sum(math.hypot(*velocity) for velocity in velocities) / len(velocities)
   return "slowly" if speed < 0.3 else "quickly" if speed > 0.7 else "steadily"
 
 
+def at_rest(record: dict, truth: dict) -> bool:
+  """Whether an object keeps its place in the world, whatever the camera does."""
+  moves = any(abs(v) > 1e-6 for velocity in record["velocity"] for v in velocity)
+  return truth["motion"] == "still" or "world_position" in record or not moves
+
+
 def long(truth: dict) -> str:
-  """The descriptive caption: the prompt as a sentence, then one or two sentences per object."""
+  """The descriptive caption: the prompt as a sentence, then what each object and the camera do."""
   first = short(truth)
   sentences = [first[0].upper() + first[1:] + "."]
+  coins = [record for record in truth["objects"] if record["role"] == "coin"]
   for record in truth["objects"]:
-    sentences += _describe(record, truth)
-  return " ".join(sentences)
+    if record["role"] != "coin":
+      sentences += _describe(record, truth)
+  if coins:
+    sentences.append(f"There are {_COUNTS[len(coins)]} coins.")
+  return " ".join([*sentences, _CAMERA[truth["camera"]["kind"]](truth)])
 
 
 def _describe(record: dict, truth: dict) -> list[str]:
-  name = f"the {record['color']} {record['shape']}".capitalize()
+  name = f"The {record['color']} {record['shape']}"
   start, end = region(record["position"][0], truth), region(record["position"][-1], truth)
-  if truth["motion"] == "still":
-    return [f"{name} is {size_word(record['radius'])} and lies at the {start}."]
+  if record["role"] == "bar":
+    return [f"{name} stands at the {start}."]
+  size = size_word(record["radius"])
+  if at_rest(record, truth):
+    return [f"{name} is {size} and stays in place."]
   return [
-    f"{name} is {size_word(record['radius'])} and starts at the {start}.",
-    f"It moves {speed_word(record['velocity'][0])} and ends at the {end}.",
+    f"{name} is {size} and starts at the {start}.",
+    f"It moves {speed_word(record['velocity'])} and ends at the {end}.",
   ]
+
+
+_COUNTS = {2: "two", 3: "three", 4: "four"}
+_CAMERA = {
+  "still": lambda truth: "The camera cuts once." if "shots" in truth else "The camera is still.",
+  "pan": lambda truth: f"The camera pans {truth['camera']['direction']}.",
+  "zoom": lambda truth: f"The camera zooms {truth['camera']['direction']}.",
+  "orbit": lambda truth: f"The camera orbits {truth['camera']['direction']}.",
+}

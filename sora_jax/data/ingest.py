@@ -1,0 +1,301 @@
+"""Turns a folder of films and photographs into shards, whatever the files hold.
+
+Each file is decoded in a process of its own, with a limit on memory and on time, into a spool
+folder; only a file that turned out whole is moved into the shards. So a file that crashes a
+decoder, hangs it or unfolds to gigabytes costs one line of the report and nothing else.
+"""
+
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sora_jax.data import clips, pictures, records
+from sora_jax.data.captions import Captions
+from sora_jax.data.clips import MediaError
+from sora_jax.data.records import Clip
+
+SUFFIXES = frozenset(
+  ".3g2 .3gp .avi .flv .gif .m2ts .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm "
+  ".wmv .y4m .apng .avif .bmp .jpeg .jpg .png .ppm .tif .tiff .webp".split()
+)
+"""Names that are taken for media; any other file is media if its first bytes say so."""
+
+# how Python, the allocator and a thread that got no stack say it
+_OUT_OF_MEMORY = ("MemoryError", "Cannot allocate memory", "Resource temporarily unavailable")
+
+
+@dataclasses.dataclass(frozen=True)
+class IngestConfig:
+  """How files become clips.
+
+  Attributes:
+    short_side: frames are shrunk (never enlarged) to this short side, at their own aspect.
+    fps: faster films are thinned to this rate; 0 keeps every frame.
+    max_frames: longer films are cut into clips of this many frames; 0 never cuts.
+    min_frames: a shorter rest of a cut film is dropped.
+    max_pixels: a file with larger frames is rejected before one is allocated.
+    salvage: keeps the frames before the damage of a partly decodable film.
+    processes: files decoded at once.
+    max_memory: bytes of address space that decoding one file may add.
+    timeout: seconds that decoding one file may take.
+  """
+
+  short_side: int = 64
+  fps: float = 12.0
+  max_frames: int = 17
+  min_frames: int = 5
+  max_pixels: int = clips.MAX_PIXELS
+  salvage: bool = False
+  processes: int = 2
+  max_memory: int = 4 << 30
+  timeout: float = 600.0
+
+  def __post_init__(self):
+    for name in ("short_side", "max_pixels", "processes", "max_memory", "timeout"):
+      if getattr(self, name) <= 0:
+        raise ValueError(f"{name}={getattr(self, name)}; expected a positive number")
+    for name in ("fps", "max_frames", "min_frames"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)}; expected 0 (off) or a positive number")
+    if self.max_frames and self.min_frames > self.max_frames:
+      raise ValueError(f"min_frames={self.min_frames} is above max_frames={self.max_frames}")
+
+
+def find_media(root: pathlib.Path, skip: pathlib.Path | None = None) -> tuple[list, list]:
+  """(media files, other files) under a folder, sorted; hidden ones and `skip` are passed over."""
+  media, others = [], []
+  for folder, folders, names in os.walk(root):
+    here = pathlib.Path(folder)
+    folders[:] = sorted(
+      name for name in folders if not name.startswith(".") and (here / name).resolve() != skip
+    )
+    for name in sorted(names):
+      if not name.startswith("."):
+        path = here / name
+        (media if _is_media(path) else others).append(path)
+  return sorted(media), sorted(others)
+
+
+def ingest(
+  root: pathlib.Path,
+  folder: pathlib.Path,
+  config: IngestConfig,
+  *,
+  overwrite: bool = False,
+  progress: Callable[[int, int, int, int], None] | None = None,
+) -> dict:
+  """Decodes every media file under `root` into shards in `folder`.
+
+  Args: progress: called as (files done, files, bytes done, bytes) after each file.
+  Returns: the report: `kept`, `rejected`, `ignored`, `warnings`, `num_clips`, `config`.
+  Raises: FileNotFoundError; FileExistsError if `folder` holds a finished set and `overwrite` is
+  off; ValueError if there is no media file. With nothing kept no shard is written, and
+  `num_clips` is 0.
+  """
+  if not root.is_dir():
+    raise FileNotFoundError(f"no folder {root}")
+  media, others = find_media(root, folder.resolve())
+  if not media:
+    raise ValueError(f"{root} holds no video or picture (of {len(others)} files)")
+  captions = Captions(root)
+  jobs = [(path, _name(path, root), captions.of(path)) for path in media]
+  report = {"kept": [], "rejected": [], "ignored": [_name(path, root) for path in others]}
+  total, done = sum(_bytes(path) for path in media), 0
+  writer = records.ShardWriter(folder, config=dataclasses.asdict(config), overwrite=overwrite)
+  spool = folder / f".spool.{os.getpid()}"
+  try:
+    for k, result in enumerate(_decode_all(jobs, spool, config)):
+      if "reason" in result:
+        report["rejected"].append({"file": jobs[k][1], "reason": result["reason"]})
+      else:
+        report["kept"].append({"file": jobs[k][1], **result})
+        _move(spool / str(k), writer)
+      shutil.rmtree(spool / str(k), ignore_errors=True)
+      done += _bytes(media[k])
+      if progress is not None:
+        progress(k + 1, len(media), done, total)
+    report |= {"num_clips": len(writer), "warnings": captions.warnings}
+    report["config"] = dataclasses.asdict(config)
+    if len(writer):
+      writer.close()
+  finally:
+    writer.abort()
+    shutil.rmtree(spool, ignore_errors=True)
+  return report
+
+
+def decode_file(path: str, name: str, captions: dict, spool: str, config: IngestConfig) -> dict:
+  """Decodes one file into shards of its own in `spool`.
+
+  Returns: the file's line in the report: `width`, `height`, `num_frames`, `fps` as displayed, and
+  `clips`, `stored_size`, `stored_frames`; or `reason` alone.
+  """
+  try:
+    with clips.Reader(path, short_side=config.short_side, max_pixels=config.max_pixels) as reader:
+      with records.ShardWriter(spool) as writer:
+        stored = _store(reader, name, captions, writer, config)
+      if reader.damage and not config.salvage:
+        raise MediaError(reader.damage)
+      line = {
+        "width": reader.size[0],
+        "height": reader.size[1],
+        "num_frames": reader.num_frames,
+        "fps": None if reader.fps is None else round(reader.fps, 3),
+        **stored,
+      }
+      return line | ({"damage": reader.damage} if reader.damage else {})
+  except MediaError as error:
+    reason = pictures.one_line(error, path)
+  except Exception as error:  # one bad file must not end the job, whatever it does to a decoder
+    reason = f"{type(error).__name__}: {pictures.one_line(error, path)}"
+  if any(sign in reason for sign in _OUT_OF_MEMORY):
+    reason = f"needs more than max_memory={config.max_memory} bytes ({reason})"
+  return {"reason": reason}
+
+
+def thin(frames: Iterator, rate: float | None, fps: float) -> Iterator[np.ndarray]:
+  """Of (time, frame) keeps the frame on screen at each k / fps; all where `rate` is not faster."""
+  if rate is None or not fps or rate <= fps * 1.01:
+    yield from (frame_HWC for _, frame_HWC in frames)
+    return
+  slack = 0.25 / rate  # jitter of time stamps
+  shown, k = None, 0
+  for time_s, frame_HWC in frames:
+    while shown is not None and k / fps + slack < time_s:
+      yield shown
+      k += 1
+    shown = frame_HWC
+  if shown is not None and k / fps <= time_s + slack:
+    yield shown
+
+
+def _store(reader, name: str, captions: dict, writer, config: IngestConfig) -> dict:
+  """Cuts the frames into clips and writes them; returns what the report says about them."""
+  frames = thin(reader.frames(), reader.rate, config.fps)
+  pieces, held, first = [], [], None
+  for frame_HWC in frames:
+    first = frame_HWC.shape if first is None else first
+    held.append(frame_HWC)
+    if config.max_frames and len(held) == config.max_frames:
+      pieces.append(_spool(writer, name, captions, held, len(pieces), reader, config))
+      held = []
+  if held and (not pieces or len(held) >= config.min_frames):
+    pieces.append(_spool(writer, name, captions, held, len(pieces), reader, config))
+  return {"clips": len(pieces), "stored_frames": sum(pieces), "stored_size": [first[1], first[0]]}
+
+
+def _spool(writer, name, captions, held, piece, reader, config) -> int:
+  fps = reader.rate if reader.fps is None or len(held) == 1 else reader.fps
+  if len(held) == 1:
+    fps = None
+  elif config.fps and reader.rate > config.fps * 1.01:
+    fps = config.fps
+  clip_id = name if not piece else f"{name}#{piece}"
+  writer.write(Clip(id=clip_id, video_THWC=np.stack(held), fps=fps, captions=captions))
+  return len(held)
+
+
+def _decode_all(jobs: list, spool: pathlib.Path, config: IngestConfig) -> Iterator[dict]:
+  """Results in the order of the jobs, from at most `processes` children at once."""
+  context = multiprocessing.get_context("forkserver")  # a clean parent: no threads, no accelerator
+  context.set_forkserver_preload(["sora_jax.data.ingest"])
+  running, results, following = {}, {}, 0
+  try:
+    for k in range(len(jobs)):
+      while k not in results:
+        ahead = 2 * config.processes  # bounds the spool on disk
+        while following < min(len(jobs), k + ahead) and len(running) < config.processes:
+          running[following] = _start(context, jobs[following], spool / str(following), config)
+          following += 1
+        results |= _collect(running, config)
+      yield results.pop(k)
+  finally:
+    for process, _, _ in running.values():
+      process.kill()
+      process.join()
+
+
+def _start(context, job, spool: pathlib.Path, config: IngestConfig) -> tuple:
+  receiver, sender = context.Pipe(duplex=False)
+  path, name, captions = job
+  arguments = (sender, str(path), name, captions, str(spool), config)
+  process = context.Process(target=_child, args=arguments, daemon=True)
+  process.start()
+  sender.close()
+  return process, receiver, time.monotonic() + config.timeout
+
+
+def _collect(running: dict, config: IngestConfig) -> dict[int, dict]:
+  """Waits for a child to end or to run out of time; results by job."""
+  nearest = min(deadline for _, _, deadline in running.values()) - time.monotonic()
+  pipes = [receiver for _, receiver, _ in running.values()]
+  multiprocessing.connection.wait(pipes, timeout=max(0.0, nearest))
+  results = {}
+  for k, (process, receiver, deadline) in list(running.items()):
+    if receiver.poll():
+      try:
+        results[k] = receiver.recv()
+      except EOFError:
+        process.join()
+        results[k] = {"reason": f"the decoder died with exit code {process.exitcode}"}
+    elif time.monotonic() >= deadline:
+      results[k] = {"reason": f"takes longer than timeout={config.timeout:g} seconds to decode"}
+    else:
+      continue
+    process.kill()
+    process.join()
+    receiver.close()
+    del running[k]
+  return results
+
+
+def _child(sender, path, name, captions, spool, config) -> None:
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) if _has_proc() else 0
+  _, hard = resource.getrlimit(resource.RLIMIT_AS)
+  limit = pages * resource.getpagesize() + config.max_memory
+  if pages and (hard == resource.RLIM_INFINITY or limit < hard):
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+  sender.send(decode_file(path, name, captions, spool, config))
+  sender.close()
+
+
+def _has_proc() -> bool:
+  return pathlib.Path("/proc/self/statm").exists()
+
+
+def _move(spool: pathlib.Path, writer: records.ShardWriter) -> None:
+  source = records.ShardSource(spool)
+  for i in range(len(source)):
+    writer.write_bytes(source.read_bytes(i))
+
+
+def _is_media(path: pathlib.Path) -> bool:
+  if path.suffix.lower() in SUFFIXES:
+    return True
+  try:
+    with path.open("rb") as file:
+      head = file.read(32)
+  except OSError:
+    return False
+  film = head[4:8] == b"ftyp" or head.startswith((b"\x1a\x45\xdf\xa3", b"OggS", b"FLV\1"))
+  return film or (head[:4] == b"RIFF" and head[8:12] == b"AVI ") or pictures.is_picture(head)
+
+
+def _name(path: pathlib.Path, root: pathlib.Path) -> str:
+  """The file as the report names it; bytes that are not UTF-8 become question marks."""
+  return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", errors="replace")
+
+
+def _bytes(path: pathlib.Path) -> int:
+  try:
+    return path.stat().st_size
+  except OSError:
+    return 0

@@ -47,15 +47,16 @@ def psnr(reference: np.ndarray, other: np.ndarray, mask: np.ndarray | None = Non
 def object_mask(truth: dict) -> np.ndarray:
   """Pixels inside the boxes of a world clip's objects: bool [T, H, W].
 
-  A pixel counts if its centre is in the box of any object that is visible at all in that frame.
+  A pixel counts if any part of it is in the box of an object that is visible in that frame.
   """
   width, height = truth["size"]
   unit = min(width, height)
-  x, y = (np.arange(width) + 0.5) / unit, (np.arange(height) + 0.5) / unit
+  x, y = np.arange(width), np.arange(height)  # left and top edges of the pixels
   mask_THW = np.zeros((truth["frames"], height, width), bool)
   for record in truth["objects"]:
     for frame, (box, seen) in enumerate(zip(record["box"], record["visibility"])):
       if box is not None and seen > 0:
-        rows, columns = (y >= box[1]) & (y <= box[3]), (x >= box[0]) & (x <= box[2])
+        left, top, right, bottom = (side * unit for side in box)
+        rows, columns = (y + 1 > top) & (y < bottom), (x + 1 > left) & (x < right)
         mask_THW[frame] |= rows[:, None] & columns[None, :]
   return mask_THW

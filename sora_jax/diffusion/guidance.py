@@ -28,7 +28,7 @@ TINY = 1e-12
 def guide(
   cond: Float[Array, "*shape"],
   free: Float[Array, "*shape"],
-  scale: Float[Array, "..."] | float,
+  scale: Float[Array, "..."] | float | int,
 ) -> Float[Array, "*shape"]:
   """Classifier-free guidance, Eq. 1; `scale` broadcasts, and 1 gives exactly `cond`."""
   return (cond + (scale - 1.0) * (cond - free)).astype(cond.dtype)
@@ -38,8 +38,8 @@ def guide_two(
   both: Float[Array, "*shape"],
   image: Float[Array, "*shape"],
   free: Float[Array, "*shape"],
-  text_scale: Float[Array, "..."] | float,
-  image_scale: Float[Array, "..."] | float,
+  text_scale: Float[Array, "..."] | float | int,
+  image_scale: Float[Array, "..."] | float | int,
 ) -> Float[Array, "*shape"]:
   """Guidance with two strengths, Eq. 2; both 1 gives exactly `both`.
 
@@ -52,7 +52,7 @@ def guide_two(
 
 def interval_scale(
   time: Float[Array, "..."],
-  scale: Float[Array, "..."] | float,
+  scale: Float[Array, "..."] | float | int,
   interval: tuple[float, float] = (0.1, 0.9),
 ) -> Float[Array, "..."]:
   """The scale inside an open interval of times, 1 outside. `time` is before any shift."""
@@ -65,7 +65,7 @@ def rescale(
   cond_RLP: Float[Array, "R L P"],
   segment_RL: Int[Array, "R L"],
   num_segments: int,
-  phi: float = 0.7,
+  phi: float | int = 0.7,
 ) -> Float[Array, "R L P"]:
   """Gives each segment back a part `phi` of its deviation before guidance, Eq. 3; padding is 0."""
   before_RS = _deviation(cond_RLP, segment_RL, num_segments)
@@ -78,12 +78,12 @@ def rescale(
 def guide_projected(
   cond_RLP: Float[Array, "R L P"],
   free_RLP: Float[Array, "R L P"],
-  scale: Float[Array, "..."] | float,
+  scale: Float[Array, "..."] | float | int,
   segment_RL: Int[Array, "R L"],
   num_segments: int,
   *,
-  eta: float = 0.0,
-  max_norm: float = 0.0,
+  eta: float | int = 0.0,
+  max_norm: float | int = 0.0,
 ) -> Float[Array, "R L P"]:
   """Adaptive projected guidance on x0, Eq. 4.
 
@@ -104,7 +104,7 @@ def guide_projected(
 def guide_zero_star(
   cond_RLP: Float[Array, "R L P"],
   free_RLP: Float[Array, "R L P"],
-  scale: Float[Array, "..."] | float,
+  scale: Float[Array, "..."] | float | int,
   segment_RL: Int[Array, "R L"],
   num_segments: int,
 ) -> Float[Array, "R L P"]:

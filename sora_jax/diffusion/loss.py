@@ -51,7 +51,7 @@ def packed_loss(
   error_RL: Float[Array, "R L"],
   segment_RL: Int[Array, "R L"],
   num_segments: int,
-  gamma: float = 1.0,
+  gamma: float | int = 1.0,
   counted_RL: Bool[Array, "R L"] | None = None,
 ) -> PackedLoss:
   """Weighs the errors of tokens by segment, Eq. 1.

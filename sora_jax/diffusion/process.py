@@ -19,15 +19,16 @@ eps-MSE / (1 - time)^2 away from the floor). `time` must broadcast against x ([R
 rows). Results have the dtype of x.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sora_jax.diffusion import schedule
 
-Kind = Literal["x", "v", "eps"]
+Kind = str
 KINDS: tuple[Kind, ...] = ("x", "v", "eps")
+"""What a network may predict: data, velocity, noise."""
 FLOOR = 0.05
 """Smallest denominator of Eq. 4 and 5."""
 

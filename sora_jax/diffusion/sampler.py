@@ -50,7 +50,7 @@ def integrate(
   return jax.lax.scan(body, solver.init(noise), table)[0].x
 
 
-def uniform_grid(steps: int, start: float = 1.0) -> Float[Array, "J"]:
+def uniform_grid(steps: int, start: float | int = 1.0) -> Float[Array, "J"]:
   """Equidistant times from `start` to 0, steps + 1 of them; start below 1 to edit (SDEdit)."""
   _check_steps(steps, start)
   return jnp.asarray(np.linspace(start, 0.0, steps + 1), jnp.float32)
@@ -168,7 +168,7 @@ def _draw_cells(key_N, cell_N3, channels):
   return jax.vmap(one)(key_N, cell_N3)
 
 
-def _check_steps(steps: int, start: float = 1.0):
+def _check_steps(steps: int, start: float | int = 1.0):
   if steps < 1 or not 0.0 < start <= 1.0:
     raise ValueError(
       f"a grid needs steps >= 1 and 0 < start <= 1, got steps={steps}, start={start}"

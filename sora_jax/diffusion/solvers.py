@@ -1,20 +1,20 @@
 """Solvers: how to go from one time of a grid to the next, given E[x0 | x] at some of them.
 
-With r = t' / t (t the time now, t' the next one) and D the data predicted, every solver is built
-from
+With r = t' / t (t the time now, t' the next one) and D the data predicted, all are built from
 
 (1) x' = r x + (1 - r) D
 
-Euler:    D = x0(x, t); first order. The same step is DDIM with eta = 0 and DPM-Solver++ of order 1
-(arXiv 2211.01095). Heun:     trapezoid rule on the velocity (x - x0) / t; second order, two
-evaluations a step, the last step Euler. DDIM:     Song et al. 2020 (arXiv 2010.02502), Eq. 12 and
-16, in flow coordinates; eta = 1 is ancestral sampling. 2M:       DPM-Solver++(2M), Lu et al. 2022
-(arXiv 2211.01095), algorithm 2: D extrapolated in half logSNR. UniPC:    Zhao et al. 2023 (arXiv
-          2302.04867), B2(h), order 2 or 3: predictor as above plus a corrector that spends no
-          evaluation. For a flow both reduce to (1), with D a weighted sum of past (and, corrected,
-          new) predictions.
-Flow-SDE: Euler-Maruyama on dx = (v + churn eps) dt + sqrt(2 churn t) dw backwards; Ma et al. 2024
-          (arXiv 2401.08740), section 3, with w = 2 churn t; same marginals for every churn.
+Euler: D = x0(x, t), order 1. The same step is DDIM with eta = 0 and DPM-Solver++ of order 1.
+Heun: trapezoid rule on the velocity (x - x0) / t, order 2, two evaluations a step, the last Euler.
+DDIM: Song et al. 2020 (arXiv 2010.02502), Eq. 12 and 16, in flow coordinates.
+2M: DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), algorithm 2: D extrapolated in half logSNR.
+UniPC: Zhao et al. 2023 (arXiv 2302.04867), B2(h), order 2 or 3: a predictor like 2M's, and a
+  corrector that spends no evaluation; both are (1) with D a weighted sum of predictions.
+Flow-SDE: Euler-Maruyama on dx = (v + churn eps) dt + sqrt(2 churn t) dw backwards in time; Ma et
+  al. 2024 (arXiv 2401.08740), section 3, with w = 2 churn t. Any churn has the same marginals.
+
+Between 1 and 0 the step in logSNR does not shrink next to the ends of an even grid, so there 2M and
+UniPC end at order 2 whatever their nominal order, and only from about 40 steps on.
 
 A `Solver` is three pure functions. `plan(times_J)` gives a table with one row per evaluation,
 `init(noise)` the state, and `step(state, x0, row, draw)` the next state; `state.x` is where the
@@ -115,7 +115,7 @@ def heun() -> Solver:
   return Solver("heun", plan, lambda x: HeunState(x, x, jnp.zeros_like(x)), step)
 
 
-def ddim(eta: float = 0.0) -> Solver:
+def ddim(eta: float | int = 0.0) -> Solver:
   """DDIM; eta in [0, 1] is the share of fresh noise (0 = none and Euler's path, 1 = ancestral
   DDPM).
 
@@ -143,7 +143,7 @@ def ddim(eta: float = 0.0) -> Solver:
   return Solver("ddim", plan, PointState, _affine_step(eta > 0), eta > 0)
 
 
-def flow_sde(churn: float = 1.0) -> Solver:
+def flow_sde(churn: float | int = 1.0) -> Solver:
   """Euler-Maruyama on the reverse SDE; weak order 1; the step to time 0 adds no noise."""
   if churn < 0:
     raise ValueError(f"churn of the flow SDE is 0 or more, not {churn}")

@@ -30,11 +30,11 @@ EDGE = 1e-6
 class ShiftConfig:
   """Eq. 2. Training and sampling must use the same one."""
 
-  reference: float = 64.0  # tokens per latent frame that need no shift
-  space: float = 0.5  # exponent of the tokens per latent frame
-  frames: float = 0.25  # exponent of the latent frames; 0 = length does not matter
-  low: float = 1.0
-  high: float = 7.0
+  reference: float | int = 64.0  # tokens per latent frame that need no shift
+  space: float | int = 0.5  # exponent of the tokens per latent frame
+  frames: float | int = 0.25  # exponent of the latent frames; 0 = length does not matter
+  low: float | int = 1.0
+  high: float | int = 7.0
 
   def __post_init__(self):
     if self.reference <= 0 or not 0 < self.low <= self.high:
@@ -48,9 +48,9 @@ class ShiftConfig:
 class TimeConfig:
   """Eq. 4: distribution of training times before the shift."""
 
-  mean: float = 0.0
-  std: float = 1.0
-  uniform: float = 0.1  # share of slots drawn uniformly, in [0, 1]
+  mean: float | int = 0.0
+  std: float | int = 1.0
+  uniform: float | int = 0.1  # share of slots drawn uniformly, in [0, 1]
 
   def __post_init__(self):
     if not 0 <= self.uniform <= 1 or self.std <= 0:
@@ -59,7 +59,7 @@ class TimeConfig:
       )
 
 
-def shift(a: Float[Array, "..."] | float, time: Float[Array, "..."]) -> Float[Array, "..."]:
+def shift(a: Float[Array, "..."] | float | int, time: Float[Array, "..."]) -> Float[Array, "..."]:
   """Moves times towards noise (a > 1) or data (a < 1), Eq. 1; keeps both ends and the order."""
   return a * time / (1.0 + (a - 1.0) * time)
 

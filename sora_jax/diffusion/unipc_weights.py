@@ -1,9 +1,9 @@
 """Coefficients of the multistep solvers 2M and UniPC on a grid of times.
 
-Work in half logSNR, l = ln((1 - t) / t). Over one step of length h the solution is x' = r x + (1 -
-r) D, where D is the mean of the data prediction m over the step with an exponential weight. m is
-replaced by the polynomial through known predictions at nodes p_k = (l_k - l) / h: the past (p <
-0), now (p = 0) and, for a corrector, the end (p = 1). The weight of the monomial p^k is
+Work in half logSNR, l = ln((1 - t) / t). Over one step of length h the solution is
+x' = r x + (1 - r) D, where D is the mean of the data prediction m over the step with an exponential
+weight. m is replaced by the polynomial through known predictions at nodes p_k = (l_k - l) / h: the
+past (p < 0), now (p = 0) and, for a corrector, the end (p = 1). The weight of the monomial p^k is
 
 (1) b_k = k! phi_{k+1}(-h) / phi_1(-h),   phi_k(z) = sum_n z^n / (n + k)!
 

@@ -15,16 +15,17 @@ import numpy as np
 
 from sora_jax.diffusion import guidance, process, sampler, solvers, times
 from sora_jax.ops import packing
-from sora_jax.ops.patchify import unpatchify
+from sora_jax.ops.patchify import join_cells, unpatchify
 from sora_jax.prompting.requests import Request, RowShape, batches, shape_for
 from sora_jax.shapes import Patch
 
 
 @runtime_checkable
 class Predict(Protocol):
-  """The network: (params, x_RLP, time_RQ, layout, text_RMU) -> its prediction [R, L, P]."""
+  """The network: (params, tokens, time_RQ, layout, text_RMU) -> its prediction [R, L, P]; what a
+  token holds is said in `ops.patchify.join_cells`."""
 
-  def __call__(self, params: Any, x_RLP, time_RQ, layout: packing.Layout, text_RMU) -> Any: ...
+  def __call__(self, params: Any, tokens_RLP, time_RQ, layout: packing.Layout, text_RMU) -> Any: ...
 
 
 @runtime_checkable
@@ -65,6 +66,7 @@ class Sampler:
   """Samples latents for requests of any sizes, packed into rows.
 
   Args: predict, encode_text: the networks.  patch: cells of a token.  channels: Z.
+    frames_per_latent: pixel frames of a latent frame, f_t.
     kind: what the network predicts, "x", "v" or "eps".  shift: as in training.
     rows: shape of the rows; see `requests.shape_for`.  null_ids: ids of the empty prompt.
   """
@@ -76,12 +78,14 @@ class Sampler:
     *,
     patch: Patch,
     channels: int,
+    frames_per_latent: int,
     kind: process.Kind,
     shift: times.ShiftConfig,
     rows: RowShape,
     null_ids: Sequence[int],
   ):
     self._patch, self._channels, self._kind, self._shift = Patch(*patch), channels, kind, shift
+    self._known = Patch(*patch).t * patch[1] * patch[2] * frames_per_latent
     self._predict, self._encode_text = predict, encode_text
     self._rows, self._null_ids = rows, tuple(null_ids)
     self._program = jax.jit(self.sample_rows, static_argnames="method")
@@ -149,7 +153,9 @@ class Sampler:
       x_nLP, time_nQ, time_nL1 = x_RLP, time_JRQ[j], time_JRL1[j]
       if method.guided:
         x_nLP, time_nQ, time_nL1 = (jnp.concatenate([a, a]) for a in (x_nLP, time_nQ, time_nL1))
-      prediction_nLP = self._predict(params["dit"], x_nLP, time_nQ, predict_layout, text_RMU)
+      nothing = jnp.zeros((*x_nLP.shape[:2], self._known)), jnp.zeros_like(x_nLP)
+      tokens_nLP = join_cells(x_nLP, *nothing, self._patch)
+      prediction_nLP = self._predict(params["dit"], tokens_nLP, time_nQ, predict_layout, text_RMU)
       x0_nLP = process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
       if not method.guided:
         return x0_nLP

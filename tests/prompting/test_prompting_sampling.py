@@ -24,7 +24,7 @@ Z, PATCH = 3, Patch(1, 2, 2)
 ROWS = RowShape(row_len=48, max_segments=4, text_row_len=16)
 METHOD = sampling.Method(solver="dpmpp_2m", steps=3)
 DIT = DiTConfig(
-  width=24, depth=2, heads=2, in_channels=Z, out_channels=Z, text_width=8, mlp_ratio=2.0,
+  width=24, depth=1, heads=2, in_channels=2 * Z + 2, out_channels=Z, text_width=8, mlp_ratio=2.0,
   time_features=16,
 )  # fmt: skip
 TEXT = TextConfig(vocab_size=20, width=8, depth=1, heads=2, head_size=4, mlp_width=8)
@@ -36,18 +36,23 @@ C = Request("c", (9, 3, 4, 1), Grid(3, 1, 5), 12.0, seed=2, guidance=2.0)
 @functools.cache
 def params():
   """Random weights everywhere: layers that start at zero would hide mistakes."""
-  dit, text = DiT(DIT), TextEncoder(TEXT)
-  batch = requests.batches([A], ROWS, PATCH, Z, (1,))[0][0]
-  text_RM = jnp.asarray(batch["text"])
-  text_params = text.init(jax.random.key(0), text_RM, text_RM)["params"]
-  tokens_RLP = jnp.zeros((1, ROWS.row_len, PATCH.t * PATCH.h * PATCH.w * Z))
-  args = tokens_RLP, jnp.zeros((1, 4)), layout_of(batch), jnp.zeros((1, 16, 8))
-  dit_params = jax.jit(dit.init)(jax.random.key(1), *args)["params"]
-  leaves, tree = jax.tree.flatten(nn.meta.unbox({"dit": dit_params, "text": text_params}))
   rng = np.random.default_rng(0)
-  return jax.tree.unflatten(
-    tree, [leaf + 0.2 * rng.standard_normal(leaf.shape).astype("f") for leaf in leaves]
-  )
+  key, text_RM = jax.random.key(0), jnp.zeros((1, 16), jnp.int32)
+  batch = requests.batches([A], ROWS, PATCH, Z, (1,))[0][0]
+  inputs = (
+    jnp.zeros((1, ROWS.row_len, PATCH.h * PATCH.w * DIT.in_channels)), jnp.zeros((1, 4)),
+    layout_of(batch), jnp.zeros((1, 16, TEXT.width)),
+  )  # fmt: skip
+  shapes = {
+    "dit": jax.eval_shape(DiT(DIT).init, key, *inputs)["params"],
+    "text": jax.eval_shape(TextEncoder(TEXT).init, key, text_RM, text_RM)["params"],
+  }
+
+  def fill(leaf):
+    fan_in = max(1, leaf.size // leaf.shape[-1])
+    return rng.standard_normal(leaf.shape).astype("f") / fan_in**0.5
+
+  return jax.tree.map(fill, nn.meta.unbox(shapes))
 
 
 @functools.cache
@@ -55,7 +60,8 @@ def make_sampler():
   return sampling.Sampler(
     lambda p, x, t, layout, text: DiT(DIT).apply({"params": p}, x, t, layout, text),
     lambda p, ids, segment: TextEncoder(TEXT).apply({"params": p}, ids, segment),
-    patch=PATCH, channels=Z, kind="v", shift=times.ShiftConfig(reference=2.0), rows=ROWS,
+    patch=PATCH, channels=Z, frames_per_latent=2, kind="v",
+    shift=times.ShiftConfig(reference=2.0), rows=ROWS,
     null_ids=(1,),
   )  # fmt: skip
 

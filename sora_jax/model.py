@@ -1,0 +1,287 @@
+"""The object that `load` returns: generate videos and images, encode and decode pixels.
+
+Here the networks, diffusion and pixels meet for use, as they meet in `tasks/` for training.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.data import tokenizers, transforms
+from sora_jax.diffusion import times
+from sora_jax.nn import conditioning, vae
+from sora_jax.nn.dit import DiT, DiTConfig
+from sora_jax.nn.text import TextConfig, TextEncoder
+from sora_jax.prompting.requests import Request, RowShape
+from sora_jax.prompting.sampling import Method, Sampler
+from sora_jax.shapes import Grid, Patch
+from sora_jax.weights import folder as folder_lib
+from sora_jax.weights.folder import Network
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+Progress = Callable[[str], None]
+
+DRAFT_SCALE = 2
+"""A draft has half the width and height and half the solver steps."""
+DRAFT_STRENGTH = 0.6
+"""Time to which a draft is noised before it is made at full size."""
+MAX_FRAMES = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """What a user asks for: one video (or picture, with one frame)."""
+
+  prompt: str
+  size: Size
+  frames: int
+  seed: int
+  sample: int
+  fps: float
+  guidance: float
+  from_draft: np.ndarray | None = None
+
+  def __post_init__(self):
+    width, height = self.size
+    for name, value, low in (
+      ("width", width, 1), ("height", height, 1), ("frames", self.frames, 1),
+      ("sample", self.sample, 0), ("seed", self.seed, 0),
+    ):  # fmt: skip
+      if int(value) != value or value < low:
+        raise ValueError(f"{name} is {value}; it must be a whole number, at least {low}")
+    if self.frames > MAX_FRAMES:
+      raise ValueError(f"frames is {self.frames}; at most {MAX_FRAMES} are made at once")
+    if not 0 < self.fps <= 1000:
+      raise ValueError(f"fps is {self.fps}; it must be above 0, at most 1000")
+    if not math.isfinite(self.guidance):
+      raise ValueError(f"guidance is {self.guidance}; it must be a number, 1 = off")
+
+
+def load(name_or_dir: str | os.PathLike = "tiny") -> "Model":
+  """Loads a model: shipped weights by name, a model folder, or the work directory of a run.
+
+  Raises: ValueError or FileNotFoundError that says what is missing or damaged.
+  """
+  return from_folder(folder_lib.find(name_or_dir))
+
+
+def from_folder(path: str | os.PathLike) -> "Model":
+  """Loads a model folder (see `weights/folder.py`)."""
+  networks = folder_lib.read(path)
+  tokenizer = networks["text"].config["tokenizer"]
+  if tokenizer == folder_lib.TOKENIZER_NAME:
+    tokenizer = os.path.join(path, tokenizer)
+  return Model(networks, tokenizers.load(tokenizer))
+
+
+class Model:
+  """Networks, their weights and a tokenizer, ready for use.
+
+  Attributes: autoencoder: the VAE's config.  dit, text: the flax modules.
+    sampler: makes latents of packed requests.  defaults: of solver, steps, guidance and frame rate.
+  """
+
+  def __init__(self, networks: dict[str, Network], tokenizer: tokenizers.Tokenizer):
+    self.tokenizer = tokenizer
+    self.autoencoder = _config(vae.VAEConfig, networks["vae"])
+    self.dit = DiT(_config(DiTConfig, networks["dit"]))
+    self.text = TextEncoder(_config(TextConfig, networks["text"]))
+    dit = networks["dit"].config
+    self.defaults = dit["sampling"]
+    shift = {name.removeprefix("shift_"): v for name, v in dit["diffusion"].items()}
+    kind = shift.pop("prediction")
+    self._vae_variables = jax.tree.map(jnp.asarray, networks["vae"].tree)
+    self._params = {
+      name: jax.tree.map(jnp.asarray, networks[name].tree) for name in ("dit", "text")
+    }
+    self.patch = Patch(*self.dit.config.patch)
+    v = self.autoencoder
+    self._f_t, self._f_s, self._channels = v.temporal, v.spatial, v.latent
+    self._encode = jax.jit(functools.partial(vae.encode, self.autoencoder))
+    self._decode = jax.jit(functools.partial(vae.decode, self.autoencoder))
+    self.sampler = Sampler(
+      self._predict, self._encode_text, patch=self.patch, channels=self._channels,
+      frames_per_latent=self._f_t, kind=kind, shift=times.ShiftConfig(**shift),
+      rows=RowShape(**dit["rows"]), null_ids=tokenizer.tokenize(conditioning.NULL_PROMPT),
+    )  # fmt: skip
+
+  def generate(
+    self,
+    prompt: str | Sequence[str],
+    size: Size | Sequence[Size] = (96, 64),
+    frames: int | Sequence[int] | None = None,
+    seed: int | Sequence[int] = 0,
+    *,
+    sample: int | Sequence[int] = 0,
+    fps: float | Sequence[float] | None = None,
+    guidance: float | Sequence[float] | None = None,
+    steps: int | None = None,
+    solver: str | None = None,
+    draft: bool = False,
+    from_draft: np.ndarray | Sequence[np.ndarray] | None = None,
+    strength: float = DRAFT_STRENGTH,
+    progress: Progress | None = None,
+  ) -> np.ndarray | list[np.ndarray]:
+    """Makes videos (or pictures: one frame) of any size from text.
+
+    A list for any of the first eight arguments gives a list of videos, sampled packed together;
+    single values serve all of them. What is made depends on the prompt, size, frames, fps, seed,
+    sample, guidance, steps and solver, never on what is made beside it.
+
+    Args:
+      prompt: text.  size: (width, height) in pixels.  frames: 17 by default, or the draft's.
+      seed, sample: name the noise together with the prompt: another number, another video.
+      fps: frames per second that the motion is made for.  guidance: strength of the text, 1 = off.
+      steps, solver: of the sampler; the model's own by default.
+      draft: makes it at half the width and height in half the steps.
+      from_draft: uint8 [T, H, W, 3]; the same content is made at `size` by the same model: the
+        draft is enlarged, noised to time `strength` in (0, 1] and denoised (SDEdit).
+      progress: called with a line of text now and then.
+    Returns: uint8 [frames, height, width, 3], or a list of them.
+    Raises: ValueError naming the argument, its value, and what is allowed.
+    """
+    d = self.defaults
+    several, orders = _orders(
+      prompt=prompt, size=size, frames=frames, seed=seed, sample=sample, from_draft=from_draft,
+      fps=d["fps"] if fps is None else fps,
+      guidance=d["guidance"] if guidance is None else guidance,
+    )  # fmt: skip
+    steps = d["steps"] if steps is None else steps
+    if draft:
+      orders = [self._draft(order) for order in orders]
+      steps = max(1, steps // DRAFT_SCALE)
+    method = Method(solver=solver or d["solver"], steps=steps)
+    report = progress or (lambda line: None)
+    requests = [self._request(order, strength) for order in orders]
+    tokens = sum(request.grid.size for request in requests)
+    report(f"sampling {len(requests)} of {tokens} tokens, {method.steps} steps of {method.solver}")
+    latents = self.sampler(
+      self._params, requests, method, lambda done, rows: report(f"sampled row {done} of {rows}")
+    )
+    videos = []
+    for order, latent_thwZ in zip(orders, latents):
+      report(f"decoding {order.size[0]}x{order.size[1]}, {order.frames} frames")
+      videos.append(self.decode(latent_thwZ, order.frames, order.size))
+    return videos if several else videos[0]
+
+  def encode(self, video_THWC: np.ndarray) -> np.ndarray:
+    """Latents of a video of any size and length, which is edge-padded to what the VAE needs.
+
+    Args: video_THWC: uint8 [T, H, W, 3].
+    Returns: float32 [t, h, w, Z], the normalised posterior mean.  Raises: ValueError.
+    """
+    return self._encode_padded(video_THWC, 1, self._f_s)
+
+  def decode(
+    self, latent_thwZ: np.ndarray, frames: int | None = None, size: Size | None = None
+  ) -> np.ndarray:
+    """Pixels of latents, cropped to a number of frames and a size.
+
+    Args: latent_thwZ: normalised.  frames, size: at most what the latents hold; None = all.
+    Returns: uint8 [frames, height, width, 3].  Raises: ValueError.
+    """
+    latent_thwZ = np.asarray(latent_thwZ, np.float32)
+    if latent_thwZ.ndim != 4 or latent_thwZ.shape[-1] != self._channels:
+      raise ValueError(
+        f"latents of shape {latent_thwZ.shape}; expected [t, h, w, {self._channels}] as `encode` "
+        "gives them, one video at a time"
+      )
+    t, h, w, _ = latent_thwZ.shape
+    T, H, W = 1 + (t - 1) * self._f_t, h * self._f_s, w * self._f_s
+    frames, (width, height) = frames or T, size or (W, H)
+    if frames > T or width > W or height > H:
+      raise ValueError(
+        f"asked for {frames} frames of {width}x{height}; these latents hold {T} of {W}x{H}"
+      )
+    video_BTHWC = self._decode(self._vae_variables, jnp.asarray(latent_thwZ)[None])
+    return transforms.to_uint8(np.asarray(video_BTHWC)[0, :frames, :height, :width])
+
+  def _encode_padded(self, video_THWC: np.ndarray, latents: int, multiple: int) -> np.ndarray:
+    """Encodes after padding to a multiple of latent frames and of pixels."""
+    video_THWC = np.asarray(video_THWC)
+    if video_THWC.dtype != np.uint8 or video_THWC.ndim != 4 or video_THWC.shape[-1] != 3:
+      raise ValueError(
+        f"got {video_THWC.dtype} {video_THWC.shape}; a video is uint8 [T, H, W, 3] "
+        "(a picture: video[None])"
+      )
+    t = -(-(1 + -(-(len(video_THWC) - 1) // self._f_t)) // latents) * latents
+    extra = 1 + (t - 1) * self._f_t - len(video_THWC)
+    video_THWC = np.concatenate([video_THWC, np.repeat(video_THWC[-1:], extra, axis=0)])
+    video_BTHWC = transforms.to_float(transforms.pad_size(video_THWC, multiple))[None]
+    return np.asarray(self._encode(self._vae_variables, jnp.asarray(video_BTHWC)), np.float32)[0]
+
+  def _request(self, order: Order, strength: float) -> Request:
+    p = self.patch
+    cell_h, cell_w = self._f_s * p.h, self._f_s * p.w
+    t = 1 + -(-(order.frames - 1) // self._f_t)
+    grid = Grid(-(-t // p.t), -(-order.size[1] // cell_h), -(-order.size[0] // cell_w))
+    start = None
+    if order.from_draft is not None:
+      video = transforms.resize(order.from_draft[: order.frames], order.size)
+      more = order.frames - len(video)
+      video = np.concatenate([video, np.repeat(video[-1:], more, axis=0)])
+      start = self._encode_padded(video, p.t, math.lcm(cell_h, cell_w))
+      start = start[:, : grid.h * p.h, : grid.w * p.w]
+    return Request(
+      order.prompt, tuple(self.tokenizer.tokenize(order.prompt)), grid,
+      0.0 if order.frames == 1 else float(order.fps), int(order.seed), int(order.sample),
+      float(order.guidance), start, 1.0 if start is None else strength,
+    )  # fmt: skip
+
+  def _draft(self, order: Order) -> Order:
+    """The order at the size of its draft: whole tokens, so that nothing is made to be cropped."""
+    cell = self._f_s * max(self.patch.h, self.patch.w)
+    size = tuple(max(1, round(side / DRAFT_SCALE / cell)) * cell for side in order.size)
+    return dataclasses.replace(order, size=size)
+
+  def _predict(self, params, tokens_RLP, time_RQ, layout, text_RMU):
+    return self.dit.apply({"params": params}, tokens_RLP, time_RQ, layout, text_RMU)
+
+  def _encode_text(self, params, ids_RM, segment_RM):
+    return self.text.apply({"params": params}, jnp.asarray(ids_RM), jnp.asarray(segment_RM))
+
+
+def _config(cls: type, network: Network) -> Any:
+  """The frozen dataclass that a weights file's config stands for."""
+  values = folder_lib.frozen(folder_lib.plain(network.config["network"]))
+  known = {field.name for field in dataclasses.fields(cls)}
+  if unknown := sorted(values.keys() - known):
+    raise ValueError(
+      f"the weights' config has unknown keys {', '.join(unknown)} for {cls.__name__}; they were "
+      "made by another version of this package: install that version"
+    )
+  return cls(**values)
+
+
+def _orders(**arguments: Any) -> tuple[bool, list[Order]]:
+  """Spreads single values over lists.  Returns: (whether there was a list, the orders)."""
+  lists = {}
+  for name, value in arguments.items():
+    single = not isinstance(value, (list, tuple))
+    if name == "size":
+      single = len(value) == 2 and all(isinstance(side, (int, np.integer)) for side in value)
+    if not single:
+      lists[name] = list(value)
+  lengths = {name: len(value) for name, value in lists.items()}
+  if len(set(lengths.values())) > 1:
+    said = ", ".join(f"{name}: {n}" for name, n in lengths.items())
+    raise ValueError(f"lists of different lengths ({said}); give one value, or one per video")
+  number = next(iter(lengths.values()), 1)
+  if number == 0:
+    raise ValueError(f"{next(iter(lengths))} is an empty list; nothing to make")
+  orders = []
+  for i in range(number):
+    values = {name: lists[name][i] if name in lists else arguments[name] for name in arguments}
+    if values["frames"] is None:
+      values["frames"] = 17 if values["from_draft"] is None else len(values["from_draft"])
+    values["size"] = tuple(values["size"])
+    orders.append(Order(**values))
+  return bool(lists), orders

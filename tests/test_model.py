@@ -1,0 +1,222 @@
+"""The object that load returns, on a small random model: sizes, laws of sampling, errors."""
+
+import dataclasses
+import json
+import shutil
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sora_jax
+from sora_jax import model as model_lib
+from sora_jax.nn import vae
+from sora_jax.nn.dit import DiT, DiTConfig
+from sora_jax.nn.text import TextConfig, TextEncoder
+from sora_jax.ops import packing
+from sora_jax.ops.patchify import cell_channels
+from sora_jax.weights import folder
+from sora_jax.weights.folder import Network
+
+VAE = vae.VAEConfig(width=8, mult=(1, 1), time_down=(True,), space_down=(True,), latent=4)
+DIT = DiTConfig(
+  width=24, depth=2, heads=2, out_channels=4, in_channels=cell_channels(4, 2), text_width=16,
+  mlp_ratio=2.0, time_features=16, scan_unroll=1,
+)  # fmt: skip
+TEXT = TextConfig(vocab_size=259, width=16, depth=1, heads=2, head_size=8, mlp_width=16)
+PROMPT = "a red circle"
+
+
+def random_tree(init, seed):
+  """Random weights for every leaf, without compiling `init`: zeros would hide mistakes."""
+  rng = np.random.default_rng(seed)
+
+  def fill(path, leaf):
+    noise = rng.standard_normal(leaf.shape).astype("f")
+    if "scale" in jax.tree_util.keystr(path):
+      return 1 + 0.1 * noise
+    return 0.5 * noise / max(1, leaf.size // max(leaf.shape[-1], 1)) ** 0.5
+
+  return jax.tree_util.tree_map_with_path(fill, nn.meta.unbox(jax.eval_shape(init)))
+
+
+def networks():
+  """A small random model in the form of `weights/folder.py`."""
+  key, ids = jax.random.key(0), jnp.zeros((1, 8), jnp.int32)
+  layout = packing.layout_of({**packing.place([[((1, 2, 2), 0.0)]], 8, 2), "text_segment": ids})
+  inputs = (
+    jnp.zeros((1, 8, 4 * DIT.in_channels)), jnp.zeros((1, 2)), layout, jnp.zeros((1, 8, 16)),
+  )  # fmt: skip
+  stats = {"mean_Z": np.float32([0.1, 0, 0, 0.2]), "std_Z": np.float32([1, 2, 1, 1])}
+  variables = {"params": random_tree(lambda: vae.init(VAE, key), 0)["params"], "stats": stats}
+  dit = random_tree(lambda: DiT(DIT).init(key, *inputs), 1)["params"]
+  text = random_tree(lambda: TextEncoder(TEXT).init(key, ids, ids), 2)["params"]
+  dit_config = {
+    "network": DIT,
+    "diffusion": {
+      "prediction": "v", "shift_reference": 8.0, "shift_space": 0.5, "shift_frames": 0.25,
+    },
+    "rows": {"row_len": 96, "max_segments": 4, "text_row_len": 64},
+    "sampling": {"solver": "dpmpp_2m", "steps": 4, "guidance": 2.0, "fps": 8.0},
+  }  # fmt: skip
+  return {
+    "vae": Network(variables, {"network": VAE}),
+    "text": Network(text, {"network": TEXT, "tokenizer": "bytes"}),
+    "dit": Network(dit, dit_config),
+  }
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("run") / "model"
+  folder.write(path, networks(), None, {"command": "none: random weights"})
+  return path
+
+
+@pytest.fixture(scope="module")
+def model(model_folder):
+  return sora_jax.load(str(model_folder))
+
+
+@pytest.mark.parametrize("size,frames", [((12, 8), 3), ((7, 11), 4), ((5, 3), 1), ((24, 16), 6)])
+def test_any_size_and_frame_count_come_back_as_asked(model, size, frames):
+  video = model.generate(PROMPT, size=size, frames=frames)
+  assert video.dtype == np.uint8 and video.shape == (frames, size[1], size[0], 3)
+  assert model.sampler.programs <= 2  # the short row and the long one
+
+
+def test_default_is_17_frames_and_the_same_call_gives_the_same_bits(model):
+  a, b = (model.generate(PROMPT, (8, 8), seed=4) for _ in range(2))
+  assert len(a) == 17
+  np.testing.assert_array_equal(a, b)
+  other = model.generate(PROMPT, (8, 8), seed=5)
+  assert (a != other).mean() > 0.5
+
+
+def test_packed_together_equals_alone_within_a_thousandth(model):
+  prompts, sizes, frames = [PROMPT, "b", ""], [(16, 8), (8, 12), (12, 12)], [5, 1, 3]
+  together = model.generate(prompts, size=sizes, frames=frames, seed=[1, 2, 3])
+  assert [v.shape for v in together] == [(5, 8, 16, 3), (1, 12, 8, 3), (3, 12, 12, 3)]
+  programs = model.sampler.programs
+  for i, video in enumerate(together):
+    alone = model.generate(prompts[i], size=sizes[i], frames=frames[i], seed=i + 1)
+    assert np.abs(alone.astype(int) - video).max() <= 1
+  assert model.sampler.programs <= max(programs, 2)
+
+
+def test_frames_that_fill_no_latent_are_cropped_from_those_that_do(model):
+  long, short = (model.generate(PROMPT, (8, 8), frames=n) for n in (5, 4))
+  np.testing.assert_array_equal(long[:4], short)
+
+
+def test_single_values_serve_every_item_of_a_list(model):
+  videos = model.generate(PROMPT, size=[(8, 8), (8, 8)], frames=1, seed=[0, 1])
+  assert len(videos) == 2 and (videos[0] != videos[1]).any()
+  assert isinstance(model.generate([PROMPT], (8, 8), 1), list)
+  samples = model.generate(PROMPT, (8, 8), 1, sample=[0, 1])
+  np.testing.assert_array_equal(samples[0], videos[0])
+  assert (samples[0] != samples[1]).any()
+
+
+def test_guidance_steps_solver_and_rate_matter(model):
+  plain = model.generate(PROMPT, (8, 8), 3)
+  for change in ({"guidance": 1.0}, {"steps": 2, "solver": "euler"}, {"fps": 24.0}):
+    assert (model.generate(PROMPT, (8, 8), 3, **change) != plain).any(), change
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 7, 9), (6, 12, 10)])
+def test_encode_pads_and_decode_crops(model, shape):
+  video = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+  T, H, W = shape
+  latent = model.encode(video)
+  assert latent.shape == (1 + -(-(T - 1) // 2), -(-H // 2), -(-W // 2), 4)
+  assert latent.dtype == np.float32
+  assert model.decode(latent, T, (W, H)).shape == video.shape
+  whole = model.decode(latent)
+  np.testing.assert_array_equal(whole[:T, :H, :W], model.decode(latent, T, (W, H)))
+
+
+def test_draft_is_half_the_size_and_a_start_is_followed(model):
+  draft = model.generate(PROMPT, (16, 8), 3, draft=True)
+  assert draft.shape == (3, 4, 8, 3)
+  wide = np.zeros((3, 8, 16, 3), np.uint8)
+  near = model.generate(PROMPT, (16, 8), from_draft=wide, strength=0.01)
+  want = model.decode(model.encode(wide))
+  assert near.shape == (3, 8, 16, 3)
+  assert np.abs(near.astype(int) - want[:3]).mean() < 8
+  far = model.generate(PROMPT, (16, 8), from_draft=wide, strength=1.0)
+  np.testing.assert_array_equal(far, model.generate(PROMPT, (16, 8), 3))
+  longer = model.generate(PROMPT, (15, 7), 6, from_draft=draft)
+  assert longer.shape == (6, 7, 15, 3)
+
+
+def test_progress_is_told(model):
+  lines = []
+  model.generate(PROMPT, (8, 8), 1, progress=lines.append)
+  assert lines[0].startswith("sampling 1") and lines[-1] == "decoding 8x8, 1 frames"
+
+
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
+    ({"size": (0, 8)}, "width is 0"),
+    ({"frames": 0}, "frames is 0"),
+    ({"fps": 0.0}, "fps is 0.0"),
+    ({"seed": -1}, "seed is -1"),
+    ({"guidance": float("nan")}, "guidance is nan"),
+    ({"steps": 0}, "steps=0"),
+    ({"solver": "rk4"}, "solver='rk4'; allowed: euler"),
+    ({"seed": [1, 2], "frames": [1, 2, 3]}, "lists of different lengths"),
+    ({"seed": []}, "empty list"),
+    ({"from_draft": np.zeros((1, 4, 4, 3), np.uint8), "strength": 0.0}, "start_time=0.0"),
+  ],
+)
+def test_impossible_arguments_are_named(model, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    model.generate(PROMPT, **{"size": (8, 8), "frames": 1, **arguments})
+
+
+def test_wrong_pixels_and_latents_are_named(model):
+  with pytest.raises(ValueError, match=r"float64 \(1, 8, 8, 3\).*uint8"):
+    model.encode(np.zeros((1, 8, 8, 3)))
+  with pytest.raises(ValueError, match=r"expected \[t, h, w, 4\]"):
+    model.decode(np.zeros((1, 4, 4, 5)))
+  with pytest.raises(ValueError, match="asked for 2 frames of 8x8; these latents hold 1 of 8x8"):
+    model.decode(np.zeros((1, 4, 4, 4)), frames=2)
+
+
+def test_load_takes_work_directories_and_explains_what_it_cannot(model_folder, tmp_path):
+  assert sora_jax.load(str(model_folder.parent)).dit.config == DIT
+  with pytest.raises(ValueError, match="no model 'tyni'"):
+    sora_jax.load("tyni")
+  with pytest.raises(ValueError, match="holds no model"):
+    sora_jax.load(str(tmp_path))
+  broken = tmp_path / "broken"
+  shutil.copytree(model_folder, broken)
+  (broken / "text.safetensors").unlink()
+  with pytest.raises(FileNotFoundError, match="text.safetensors"):
+    sora_jax.load(str(broken))
+
+
+def test_folders_are_written_whole_and_over_old_ones(tmp_path):
+  parts = networks()
+  path = tmp_path / "m"
+  folder.write(path, parts, b"pieces", {"seed": 1})
+  folder.write(path, parts, b"pieces", {"seed": 2}, store_dtype="float16")
+  assert sorted(p.name for p in path.iterdir()) == [
+    "dit.safetensors", "provenance.json", "text.safetensors", "tokenizer.model", "vae.safetensors",
+  ]  # fmt: skip
+  assert json.loads((path / "provenance.json").read_text()) == {"seed": 2}
+  assert [p.name for p in tmp_path.iterdir()] == ["m"]
+  with pytest.raises(ValueError, match="a model has vae, text, dit"):
+    folder.write(path, {"dit": parts["dit"]}, None, {})
+
+
+def test_unknown_keys_of_a_config_are_named():
+  parts = networks()
+  config = {"network": {**dataclasses.asdict(DIT), "wings": 2}}
+  bad = Network(parts["dit"].tree, {**parts["dit"].config, **config})
+  with pytest.raises(ValueError, match="unknown keys wings for DiTConfig"):
+    model_lib.Model({**parts, "dit": bad}, model_lib.tokenizers.load("bytes"))

@@ -43,7 +43,7 @@ def integrate(
     raise ValueError(f"{solver.name} draws noise at each step: pass draw=..., see noise_at")
 
   def body(state, row):
-    x0 = denoise(state.x, row["at"])
+    x0 = denoise(state.x, row["at"]).astype(noise.dtype)
     return solver.step(state, x0, row, draw), None
 
   table = solver.plan(times_J.astype(jnp.float32))
@@ -113,13 +113,14 @@ def noise_cells(
   seed: int, text: str, sample: int, grid: Grid, channels: int
 ) -> Float[Array, "t h w Z"]:
   """Normal noise of one sample, float32; a cell has the same in every grid that holds it."""
-  axes = (jnp.arange(extent, dtype=jnp.int32) for extent in grid)
-  cell_thw3 = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
-  key = sample_key(seed, text, sample)
-  flat = _draw_cells(
-    jnp.broadcast_to(key, (grid[0] * grid[1] * grid[2],)), cell_thw3.reshape(-1, 3), channels
-  )
-  return flat.reshape(*grid, channels)
+  axes = np.meshgrid(*(np.arange(extent, dtype=np.int32) for extent in grid), indexing="ij")
+  cell_N3 = np.stack(axes, axis=-1).reshape(-1, 3)
+  number = len(cell_N3)
+  rows = max(256, 1 << (number - 1).bit_length())  # few sizes, so few programs
+  cell_N3 = np.pad(cell_N3, ((0, rows - number), (0, 0)))
+  key_N = jnp.broadcast_to(sample_key(seed, text, sample), (rows,))
+  noise_NZ = _draw_cells(key_N, jnp.asarray(cell_N3), channels)
+  return noise_NZ[:number].reshape(*grid, channels)
 
 
 def noise_at(

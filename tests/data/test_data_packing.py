@@ -12,7 +12,7 @@ from sora_jax.data.stats import PackStats
 LENGTHS = st.lists(st.tuples(st.integers(1, 200), st.integers(1, 20)), min_size=1, max_size=60)
 
 
-def pack(lengths, drop_to_fill=0.0, row_len=200, text_row_len=60, max_segments=6, bins=5):
+def pack(lengths, drop_to_fill=0.0, row_len=200, text_row_len=40, max_segments=6, bins=5):
   """Rows of clips given by (tokens, text ids)."""
   elements = [packing.element(i, n, u, drop_to_fill > 0) for i, (n, u) in enumerate(lengths)]
   visits = grain.MapDataset.source(elements).to_iter_dataset(
@@ -38,7 +38,7 @@ def test_every_clip_once_and_no_row_overflows(lengths, drop_to_fill):
     before = np.array([lengths[v][0] for v in row["visits"]])
     assert 1 <= len(row["visits"]) <= 6
     assert row["kept"].sum() == min(200, before.sum())
-    assert sum(lengths[v][1] for v in row["visits"]) <= 60
+    assert sum(lengths[v][1] for v in row["visits"]) <= 40
     assert (row["kept"] <= before).all()
     assert (row["kept"] >= [packing.floor_of(int(n)) for n in before]).all()
     if not drop_to_fill:
@@ -86,6 +86,12 @@ def test_dropping_spares_the_small_and_ends(tokens, step, seed):
   assert kept >= tokens * 0.4 - 1
   if step >= 850:
     assert kept == tokens
+
+
+def test_dropping_stops_at_the_smallest_clip():
+  drop, rng = packing.TokenDrop(steps=100, share=1.0), np.random.default_rng(0)
+  kept = {drop.kept(70, 0, rng) for _ in range(50)}
+  assert min(kept) == packing.MIN_TOKENS
 
 
 def test_dropping_has_the_published_rate():

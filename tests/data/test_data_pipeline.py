@@ -1,6 +1,7 @@
 """Laws of the packed pipeline: order, exactly once, restore, workers, hosts."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -164,18 +165,20 @@ def test_one_stream_of_rows_whatever_the_workers():
 
 
 def test_state_restores_at_every_step_and_across_workers():
-  data = dataset(with_(token_drop=TokenDrop(steps=4)), count=9)
+  clips = make_clips(9, [(5, 16, 16), (1, 16, 16), (3, 16, 12)])
+  config = with_(row_len=640, window=6, token_drop=TokenDrop(steps=12, share=1.0))
+  data = dataset(config, clips=clips)
   iterator = iter(data)
   states, batches = [], []
-  for _ in range(6):
-    states.append(iterator.get_state())
+  for _ in range(9):
+    states.append(json.loads(json.dumps(iterator.get_state())))
     batches.append(next(iterator))
   for step, state in enumerate(states):
     again = iter(data)
     again.set_state(state)
     assert again.get_state() == state
-    np.testing.assert_equal([next(again) for _ in range(6 - step)], batches[step:])
-  again = iter(dataset(with_(token_drop=TokenDrop(steps=4), workers=2), count=9))
+    np.testing.assert_equal([next(again) for _ in range(9 - step)], batches[step:])
+  again = iter(dataset(dataclasses.replace(config, workers=2), clips=clips))
   again.set_state(states[1])
   np.testing.assert_equal([next(again) for _ in range(3)], batches[1:4])
   assert again.get_state() == states[4]
@@ -212,6 +215,12 @@ def test_one_hosts_state_serves_two():
   second = iter(dataset(dataclasses.replace(config, host_index=1, host_count=2)))
   second.set_state(state)
   np.testing.assert_array_equal(next(second)["patch"], expected["patch"][2:])
+
+
+def test_a_state_that_lacks_streams_is_refused():
+  state = iter(dataset(with_(streams=2))).get_state()
+  with pytest.raises(ValueError, match=r"lacks streams \[2, 3\].*keep streams=4"):
+    iter(dataset()).set_state(state)
 
 
 def test_a_killed_worker_is_one_clear_error():

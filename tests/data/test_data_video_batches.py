@@ -46,6 +46,7 @@ def test_cuts_are_contiguous_and_as_their_bucket_says():
       np.testing.assert_array_equal(video_THWC, source_THWC[t : t + T, y : y + H, x : x + W])
   assert shapes == {(20, 1, 8, 8), (4, 5, 8, 8), (10, 1, 8, 16), (2, 5, 8, 16)}
   assert {index for index, *_ in starts} == {0, 1, 2, 3} and len(starts) > 50
+  assert all(max(start[axis] for start in starts) > 0 for axis in (1, 2, 3))
 
 
 def test_the_checkpoint_law():

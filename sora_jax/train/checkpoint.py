@@ -1,6 +1,5 @@
 """Checkpoints of a run: train state and data iterator together, written while training goes on."""
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -133,9 +132,3 @@ def keep_config(workdir: Path, config: dict) -> None:
       )
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(text + "\n")
-
-
-def nearest(name: str, names) -> str:
-  """Returns ' Did you mean ...?' with the nearest right name, or ''."""
-  found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-  return f" Did you mean {found[0]!r}?" if found else ""

@@ -68,11 +68,16 @@ class NotFiniteError(FloatingPointError):
 
 
 class Outcome(NamedTuple):
-  """How a run ended.  finished: false if it was told to stop, and can be resumed."""
+  """How a run ended.
+
+  finished: false if it was told to stop, and can be resumed.  seconds: of training, all legs of
+  the work directory together.
+  """
 
   state: TrainState
   step: int
   finished: bool
+  seconds: float
   figures: dict[str, float]
 
 
@@ -99,11 +104,12 @@ def run(
       runner.save_if_due(now=stop)
       if stop:
         logging.info("stopped at step %d; run the same command to resume", runner.step)
-        return Outcome(runner.state, runner.step, False, {})
+        return Outcome(runner.state, runner.step, False, runner.elapsed(), {})
       runner.take_step()
     runner.flush()
     runner.save()
-    return Outcome(runner.state, runner.step, True, runner.evaluate())
+    seconds = runner.elapsed()
+    return Outcome(runner.state, runner.step, True, seconds, runner.evaluate())
 
 
 class _Pending(NamedTuple):
@@ -165,9 +171,14 @@ class _Runner:
     self._iterator = json.dumps(iterator)
     batches.set_state(iterator)
     if not self.config.minutes:
-      state = state.replace(total_steps=jnp.asarray(self.config.steps, jnp.int32))
+      state = self._with_total(state, self.config.steps)
     logging.info("resumed from step %d", int(state.step))
     return state, notes
+
+  def _with_total(self, state: TrainState, total: int) -> TrainState:
+    """Replaces the planned length, placed as the step's own output is: no second program."""
+    value = jax.device_put(jnp.asarray(total, jnp.int32), sharding.replicated(self.mesh))
+    return state.replace(total_steps=value)
 
   def elapsed(self) -> float:
     """Seconds of training so far, all legs together."""
@@ -257,11 +268,7 @@ class _Runner:
     if self.config.minutes and self.step < self.total and math.isfinite(per_step):
       left = max(self.config.minutes * 60 - self.elapsed(), 0.0)
       self.total = min(self.config.steps, max(self.step, done + int(left / per_step)))
-      self.state = self.state.replace(
-        total_steps=jax.device_put(
-          jnp.asarray(self.total, jnp.int32), sharding.replicated(self.mesh)
-        )
-      )
+      self.state = self._with_total(self.state, self.total)
     values |= {
       "eta_sec": (self.total - done) * per_step,
       "elapsed_sec": self.elapsed(),

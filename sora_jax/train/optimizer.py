@@ -85,6 +85,8 @@ def matrix_axes(
   the first is the input, or all but the last where only the last is the width (what comes back
   from heads). Without names all axes but the last are inputs, as in a convolution's kernel.
   """
+  if isinstance(leaf, optax.MaskedNode):
+    return None
   last = str(getattr(path[-1], "key", getattr(path[-1], "name", path[-1])))
   axes = [i for i in range(leaf.ndim) if names is None or names[i] not in LAYER_AXES]
   if last in TABLES or len(axes) < 2:

@@ -1,0 +1,64 @@
+"""The diffusion transformer in every size of the ladder, on the procedural world.
+
+  python -m sora_jax.main --config=configs/dit.py:small --workdir=runs/dit_small
+
+Sizes: tiny, small (2 CPU cores, hours); s, b (one accelerator); l, xl, 3b, 10b (pods, days). Add
+`,smoke` for a minute on two cores with the true width and depth where memory allows, and with a
+narrow stand-in above `s`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+from sora_jax.nn.dit import SIZES
+
+ROWS = {
+  # size: (rows, row_len, max_segments, lr, warmup_steps)
+  "tiny": (16, 256, 16, 2e-3, 100),
+  "small": (16, 512, 16, 1e-3, 300),
+  "s": (64, 2048, 32, 3e-4, 1000),
+  "b": (128, 4096, 32, 1e-4, 1000),
+  "l": (256, 8192, 64, 1e-4, 2000),
+  "xl": (256, 16384, 64, 1e-4, 5000),
+  "3b": (256, 32768, 128, 1e-4, 5000),
+  "10b": (512, 65536, 128, 5e-5, 5000),
+}
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+  size, smoke = base.parse(arg, SIZES)
+  size = size or "tiny"
+  c = base.get_config()
+  table = SIZES[size]
+  for name in ("width", "depth", "heads"):
+    c.model[name] = table[name]
+  d = c.data
+  d.rows, d.row_len, d.max_segments, c.optimizer.lr, c.optimizer.warmup_steps = ROWS[size]
+  d.text_row_len = d.max_segments * 16
+  d.streams = max(d.streams, d.rows)
+  if size in ("tiny", "small"):
+    d.world.levels = (1, 2, 3, 4)
+    d.world.sizes = ((48, 48), (64, 32), (32, 64), (56, 40), (40, 56))
+    d.world.frames = (9, 17)
+    d.world.num_clips = 32768
+    c.model.scan_unroll = c.model.depth
+    c.optimizer.ema_decay = 0.999
+  else:
+    c.text.width = table["text_width"]
+    c.vae.weights = "base"
+    c.model.dtype = c.text.dtype = "bfloat16"
+    c.model.remat = "none" if size in ("s", "b") else "block"
+    d.world.levels = (1, 2, 3, 4)
+    d.world.sizes = ((256, 256), (320, 192), (192, 320), (288, 224), (224, 288))
+    d.world.frames = (17, 33, 65)
+    d.world.num_clips = 1_000_000
+    c.diffusion.gamma = 1.0
+    c.diffusion.shift_reference = 256.0
+  if size in ("3b", "10b"):
+    c.optimizer.b2 = 0.95
+  if smoke:
+    base.smoke(c)
+    c.vae.weights = "tiny"
+    if size not in ("tiny", "small", "s"):
+      c.model.width, c.model.depth = 8 * c.model.heads, 2
+  return c

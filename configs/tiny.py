@@ -1,0 +1,35 @@
+"""The main job: text to video from scratch on two cores.
+
+  python -m sora_jax.main --config=configs/tiny.py --workdir=runs/tiny
+
+Hardware: 2 CPU cores, no accelerator. Time: under 15 minutes, data and report included.
+Expected on 128 held-out prompts: colour and direction at least 95 %, shape at least 85 %.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  _, smoke = base.parse(arg, {})
+  c = base.get_config()
+  w = c.data.world
+  w.motions = ("constant",)
+  w.directions = ("right", "left", "up", "down")
+  w.shapes = ("circle", "square", "triangle")
+  w.backgrounds = ("black",)
+  w.radius = (0.18, 0.24)
+  w.num_clips = 8192
+  c.data.rows, c.data.row_len, c.data.max_segments = 32, 256, 8
+  c.data.text_row_len = 128
+  c.model.width, c.model.depth, c.model.heads = 192, 6, 6
+  c.model.scan_unroll = 6
+  c.optimizer.name = "muon"
+  c.optimizer.lr = 2e-3
+  c.optimizer.ema_decay = 0.999
+  c.train.steps = 4000
+  c.train.minutes = 9.5
+  c.train.log_every = 20
+  c.train.save_every = 200
+  return base.smoke(c) if smoke else c

@@ -1,0 +1,57 @@
+"""Trains what a config describes, and reports on it; run again, it resumes.
+
+python -m sora_jax.main --config=configs/tiny.py --workdir=runs/tiny
+"""
+
+import json
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from sora_jax.tasks import build
+from sora_jax.tasks.typed import typed, without
+from sora_jax.train import checkpoint, loop, provenance
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+
+
+def main(argv: list[str]) -> None:
+  """Checks the flags and runs the job."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_is_ours)
+  run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
+
+
+def run(config: dict, workdir: Path) -> dict[str, float] | None:
+  """Checks the config, prepares data, trains, exports averaged weights, reports.
+
+  Returns: the last figures, or None if the run was stopped and can be resumed.
+  """
+  train = typed(loop.LoopConfig, "train", without(config["train"], "init_from"))
+  plan = build.check(config, workdir)
+  checkpoint.keep_config(workdir, config)
+  task = plan.make()
+  outcome = loop.run(task, train, plan.optimizer, workdir)
+  if not outcome.finished:
+    return None
+  story = provenance.collect(
+    config, outcome.step, outcome.seconds, outcome.figures, build.provenance_of(plan.init_from)
+  )
+  figures = outcome.figures | task.export(outcome.state.ema_params, workdir / "model", story)
+  (workdir / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+  logging.info("weights in %s, figures in %s", workdir / "model", workdir / "figures.json")
+  return figures
+
+
+def _is_ours(record) -> bool:
+  """Keeps this package's progress and everybody's warnings; the checkpoint writer talks a lot."""
+  return record.levelno > 20 or "sora_jax" in record.pathname
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

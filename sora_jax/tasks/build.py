@@ -1,0 +1,277 @@
+"""From a config to a task: everything typed and checked before a clip is rendered."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from absl import logging
+
+from sora_jax.data import tokenizers
+from sora_jax.data.packing import TokenDrop
+from sora_jax.data.pipeline import PipelineConfig
+from sora_jax.data.transforms import padded_frames
+from sora_jax.data.video_batches import VideoConfig
+from sora_jax.data.world import WorldConfig
+from sora_jax.diffusion.solvers import SOLVERS
+from sora_jax.nn import dit as dit_lib
+from sora_jax.nn import text as text_lib
+from sora_jax.nn import vae as vae_lib
+from sora_jax.nn import vae_losses
+from sora_jax.ops import patchify
+from sora_jax.tasks import latents
+from sora_jax.tasks.clips import ClipsConfig, open_sources
+from sora_jax.tasks.text_to_video import DiffusionConfig, TextToVideo
+from sora_jax.tasks.typed import check_names, part, typed, without
+from sora_jax.tasks.vae import NoiseConfig, VaeTask
+from sora_jax.train.optimizer import OptimizerConfig
+from sora_jax.train.task import Task
+from sora_jax.weights import folder as folder_lib
+from sora_jax.weights import store
+from sora_jax.weights.folder import Network
+
+SECTIONS = ("task", "data", "vae", "text", "model", "diffusion", "optimizer", "train", "evaluation")
+PIPELINE = (
+  "rows", "row_len", "max_segments", "text_row_len", "streams", "window", "caption_long",
+  "caption_dropout", "drop_to_fill", "too_long", "workers",
+)  # fmt: skip
+DATA = (
+  "source", "folder", "world", "validation_clips", "processes", "crop", "token_drop",
+  "encode_batch", *PIPELINE,
+)  # fmt: skip
+VAE = ("weights", "size", "sizes", "frames", "batch_pixels", "latent_noise", "noise_from", "loss")
+
+
+class Autoencoder(NamedTuple):
+  """A trained VAE: the network, its variables with latent statistics, and their hash."""
+
+  network: vae_lib.CausalVAE
+  variables: dict
+  weights: Network
+  hash: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """Names as in `configs/base.py`."""
+
+  prompts: int
+  sizes: tuple
+  frames: int
+  solver: str
+  steps: int
+  guidance: float
+  batches: int
+  seed: int
+
+  def __post_init__(self):
+    if self.solver not in SOLVERS:
+      raise ValueError(f"solver is {self.solver!r}; allowed: {', '.join(SOLVERS)}")
+    if min(self.prompts, self.steps, self.batches) < 1 or self.frames < 0:
+      raise ValueError("prompts, steps and batches must be at least 1, frames at least 0")
+
+
+def check(config: Mapping, workdir: Path) -> "Plan":
+  """Returns the typed plan of a job; nothing is rendered, encoded or compiled.
+
+  Raises: ValueError for an unknown key (with the nearest right name) or an impossible value.
+  """
+  check_names("", config, SECTIONS)
+  check_names("data", config["data"], DATA)
+  check_names("vae", config["vae"], VAE)
+  if config["task"] not in ("text_to_video", "vae"):
+    raise ValueError(f"config.task is {config['task']!r}; allowed: 'text_to_video', 'vae'")
+  data = config["data"]
+  if data["crop"] not in ("none", "square"):
+    raise ValueError(f"config.data.crop is {data['crop']!r}; allowed: 'none', 'square'")
+  world = typed(WorldConfig, "data.world", data["world"], split="train")
+  source = ClipsConfig(
+    source=data["source"],
+    folder=Path(data["folder"] or Path(workdir) / "data"),
+    validation_clips=data["validation_clips"],
+    world=world if data["source"] == "world" else None,
+    processes=data["processes"],
+  )
+  maker = text_to_video if config["task"] == "text_to_video" else vae
+  file = "vae.safetensors" if config["task"] == "vae" else "dit.safetensors"
+  return Plan(
+    init_from=init_from(config, file),
+    optimizer=typed(OptimizerConfig, "optimizer", config["optimizer"]),
+    clips=source,
+    evaluation=typed(EvaluationConfig, "evaluation", config["evaluation"]),
+    make=maker(config, source),
+  )
+
+
+class Plan(NamedTuple):
+  """A checked job.
+
+  make: `() -> Task`; it renders and encodes what is not there yet.  init_from: weights that start
+  this leg: a VAE's file or a model folder.
+  """
+
+  init_from: Path | None
+  optimizer: OptimizerConfig
+  clips: ClipsConfig
+  evaluation: EvaluationConfig
+  make: functools.partial
+
+
+def vae(config: Mapping, source: ClipsConfig) -> functools.partial:
+  """Checks the sections that the VAE's training reads; returns its maker."""
+  c = config["vae"]
+  if c["size"] not in vae_lib.SIZES:
+    raise ValueError(f"config.vae.size is {c['size']!r}; allowed: {', '.join(vae_lib.SIZES)}")
+  network = vae_lib.CausalVAE(vae_lib.SIZES[c["size"]])
+  video = typed(
+    VideoConfig, "vae", part(c, "sizes", "frames", "batch_pixels"),
+    seed=config["train"]["seed"], crop=config["data"]["crop"], workers=config["data"]["workers"],
+    prefetch=2, host_index=jax.process_index(), host_count=jax.process_count(),
+  )  # fmt: skip
+  parts = {
+    "network": network,
+    "losses": typed(vae_losses.LossConfig, "vae.loss", c["loss"]),
+    "noise": NoiseConfig(c["latent_noise"], c["noise_from"]),
+    "video": video,
+    "evaluate": config["evaluation"]["batches"],
+    "init_from": init_from(config, "vae.safetensors"),
+  }
+  return functools.partial(make_vae, source, parts)
+
+
+def make_vae(source: ClipsConfig, parts: dict) -> Task:
+  """Renders the clips if needed and returns the VAE's task."""
+  return VaeTask(sources=open_sources(source), **parts)
+
+
+def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
+  """Checks the sections that text to video reads; returns its maker."""
+  autoencoder = load_autoencoder(config["vae"]["weights"])
+  v = autoencoder.network.config
+  tokenizer = tokenizers.load(config["text"]["tokenizer"])
+  text = typed(
+    text_lib.TextConfig, "text", without(config["text"], "tokenizer"),
+    vocab_size=tokenizer.vocab_size,
+  )  # fmt: skip
+  f_t, _, Z = factors(v)
+  model = typed(
+    dit_lib.DiTConfig, "model", config["model"], out_channels=Z, text_width=text.width,
+    in_channels=patchify.cell_channels(Z, f_t), classes=0,
+  )  # fmt: skip
+  pipeline = pipeline_config(config, model.patch)
+  fits(source, pipeline, v)
+  e = config["evaluation"]
+  parts = {
+    "dit": dit_lib.DiT(model),
+    "text": text_lib.TextEncoder(text),
+    "diffusion": typed(DiffusionConfig, "diffusion", config["diffusion"]),
+    "pipeline": pipeline,
+    "vae": autoencoder.weights,
+    "frames_per_latent": f_t,
+    "tokenizer_name": config["text"]["tokenizer"],
+    "sampling": part(e, "solver", "steps", "guidance") | {"fps": config["data"]["world"]["fps"][0]},
+    "heldout_batches": e["batches"],
+    "init_from": init_from(config, "dit.safetensors"),
+  }
+  data = part(config["data"], "encode_batch", "crop")
+  return functools.partial(make_text_to_video, source, parts, autoencoder, data)
+
+
+def make_text_to_video(
+  source: ClipsConfig, parts: dict, autoencoder: Autoencoder, data: dict
+) -> Task:
+  """Renders clips and encodes latents if needed and returns the task."""
+  f_t, f_s, _ = factors(autoencoder.network.config)
+  patch = parts["pipeline"].patch
+  config = latents.LatentConfig(
+    autoencoder.hash, f_t, f_s * max(patch.h, patch.w), data["encode_batch"], data["crop"]
+  )
+  encode = jax.jit(
+    functools.partial(vae_lib.encode, autoencoder.network.config, autoencoder.variables)
+  )
+  sources = open_sources(source, lambda shards: latents.cache(shards, config, encode))
+  return TextToVideo(sources=sources, **parts)
+
+
+def pipeline_config(config: Mapping, patch: tuple) -> PipelineConfig:
+  """The pipeline's view of the data section."""
+  data, drop = config["data"], config["data"]["token_drop"]
+  check_names("data.token_drop", drop, ("share", "scale", "hold", "end"))
+  token_drop = None
+  if drop["share"]:
+    token_drop = typed(TokenDrop, "data.token_drop", drop, steps=config["train"]["steps"],
+                       alpha=2.0, beta=4.0)  # fmt: skip
+  values = part(data, *PIPELINE) | {"patch": patch, "seed": config["train"]["seed"]}
+  try:
+    return PipelineConfig(
+      **values, token_drop=token_drop,
+      host_index=jax.process_index(), host_count=jax.process_count(),
+    )  # fmt: skip
+  except ValueError as error:
+    raise ValueError(f"config.data: {error}") from error
+
+
+def fits(source: ClipsConfig, pipeline: PipelineConfig, vae_config) -> None:
+  """Raises a ValueError if a clip of the world would fill more than a row."""
+  if source.world is None or pipeline.too_long == "skip":
+    return
+  f_t, f_s, _ = factors(vae_config)
+  p = pipeline.patch
+  for width, height in source.world.sizes:
+    for frames in source.world.frames:
+      t = -(-(1 + (padded_frames(frames, f_t) - 1) // f_t) // p.t)
+      tokens = t * -(-height // (f_s * p.h)) * -(-width // (f_s * p.w))
+      if tokens > pipeline.row_len:
+        raise ValueError(
+          f"config.data.row_len is {pipeline.row_len}, but a clip of {width}x{height} and"
+          f" {frames} frames takes {tokens} tokens; raise row_len, or take smaller clips"
+        )
+
+
+def load_autoencoder(name: str) -> Autoencoder:
+  """Reads a VAE by the name of a shipped model, a file, a model folder or a work directory.
+
+  Raises: ValueError that says what was looked for.
+  """
+  shipped = store.shipped()
+  places = [Path(name), Path(name) / "vae.safetensors", Path(name) / "model" / "vae.safetensors"]
+  if name in shipped:
+    places = [shipped[name] / "vae.safetensors"]
+  path = next((place for place in places if place.is_file()), None)
+  if path is None:
+    raise ValueError(
+      f"config.vae.weights is {name!r}: neither a shipped model"
+      f" ({', '.join(shipped) or 'none is shipped'}), nor a safetensors file, nor a folder with one"
+    )
+  tree, config, _ = store.load(path)
+  network = vae_lib.CausalVAE(vae_lib.VAEConfig(**folder_lib.frozen(config["network"])))
+  logging.info("video autoencoder: %s", path)
+  return Autoencoder(network, tree, Network(tree, config), store.hash_of(tree))
+
+
+def factors(config) -> tuple[int, int, int]:
+  """(f_t, f_s, Z) of a VAE's config."""
+  return config.temporal, config.spatial, config.latent
+
+
+def init_from(config: Mapping, file: str) -> Path | None:
+  """The weights that start this leg, or None.  Raises: ValueError if they are not there."""
+  name = config["train"]["init_from"]
+  if not name:
+    return None
+  if file == "dit.safetensors":
+    return folder_lib.find(name)
+  for place in (Path(name), Path(name) / file, Path(name) / "model" / file):
+    if place.is_file():
+      return place
+  raise ValueError(f"config.train.init_from is {name!r}, which holds no {file}")
+
+
+def provenance_of(path: Path | None) -> dict | None:
+  """Returns how the weights that start a leg were made."""
+  if path is None:
+    return None
+  file = path if path.is_file() else path / "dit.safetensors"
+  return store.load(file)[2]["provenance"]

@@ -1,0 +1,236 @@
+"""Text to video: where the transformer, the text encoder and diffusion meet on packed rows."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from sora_jax.data import tokenizers
+from sora_jax.data.pipeline import PipelineConfig, packed_rows
+from sora_jax.diffusion import loss as loss_lib
+from sora_jax.diffusion import process, times
+from sora_jax.nn.dit import DiT
+from sora_jax.nn.text import TextEncoder
+from sora_jax.ops import packing, patchify
+from sora_jax.tasks.clips import Sources
+from sora_jax.train.task import Cost, Ratio
+from sora_jax.weights import folder as folder_lib
+from sora_jax.weights import store
+from sora_jax.weights.folder import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+  """Target, loss and times, named as in `configs/base.py`."""
+
+  prediction: str = "x"
+  loss: str = "v"
+  gamma: float = 0.5
+  time_mean: float = 0.0
+  time_std: float = 1.0
+  time_uniform: float = 0.1
+  shift_reference: float = 64.0
+  shift_space: float = 0.5
+  shift_frames: float = 0.25
+
+  def __post_init__(self):
+    for name in ("prediction", "loss"):
+      if getattr(self, name) not in process.KINDS:
+        raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(process.KINDS)}")
+    if not 0 <= self.gamma <= 1:
+      raise ValueError(f"gamma is {self.gamma}; it must be in [0, 1]")
+    self.time_config, self.shift_config  # noqa: B018 (they check themselves)
+
+  @property
+  def time_config(self) -> times.TimeConfig:
+    return times.TimeConfig(self.time_mean, self.time_std, self.time_uniform)
+
+  @property
+  def shift_config(self) -> times.ShiftConfig:
+    return times.ShiftConfig(self.shift_reference, self.shift_space, self.shift_frames)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextToVideo:
+  """Denoising of packed latents under their captions; see `train.task.Task`.
+
+  sources: clips with cached latents.  vae: the network that made them, kept for export.
+  frames_per_latent: f_t.  tokenizer_name: as in the config.  sampling: what a sampler should use
+  by default.  heldout_batches: of the held-out loss.  init_from: a model folder or None.
+  """
+
+  dit: DiT
+  text: TextEncoder
+  diffusion: DiffusionConfig
+  pipeline: PipelineConfig
+  sources: Sources
+  vae: Network
+  frames_per_latent: int
+  tokenizer_name: str
+  sampling: dict
+  heldout_batches: int = 8
+  init_from: Path | None = None
+  name: str = "text_to_video"
+
+  def init(self, key):
+    if self.init_from is not None:
+      networks = folder_lib.read(self.init_from)
+      found = {name: networks[name].tree for name in ("dit", "text")}
+      store.check(found, jax.eval_shape(self._init, key), str(self.init_from))
+      return jax.tree.map(jnp.asarray, found)
+    return nn.meta.unbox(self._init(key))
+
+  def _init(self, key):
+    dit_key, text_key = jax.random.split(key)
+    R, L, S, M = 1, 8, 1, 4
+    layout = packing.layout_of(packing.place([[((1, 2, 2), 0.0)]], L, S) | {
+      "text_segment": jnp.zeros((R, M), jnp.int32)
+    })  # fmt: skip
+    tokens_RLP = jnp.zeros((R, L, self.dit.config.cells * self.dit.config.in_channels))
+    text_RMU = jnp.zeros((R, M, self.dit.config.text_width))
+    ids_RM = jnp.zeros((R, M), jnp.int32)
+    return {
+      "dit": self.dit.init(dit_key, tokens_RLP, jnp.zeros((R, S)), layout, text_RMU)["params"],
+      "text": self.text.init(text_key, ids_RM, ids_RM)["params"],
+    }
+
+  def axes(self):
+    boxed = jax.eval_shape(self._init, jax.random.key(0))
+    is_box = functools.partial(_is_instance, nn.Partitioned)
+    return jax.tree.map(
+      lambda x: tuple(x.names) if is_box(x) else (None,) * x.ndim, boxed, is_leaf=is_box
+    )
+
+  def loss(self, params, batch, key, progress):
+    del progress
+    c, cells = self.diffusion, self.dit.config.cells
+    layout = packing.layout_of(batch)
+    time_key, noise_key = jax.random.split(key)
+    shift_RS = times.segment_shift(layout.grid_RS3, c.shift_config, self.dit.config.patch[0])
+    shift_RQ = times.slot_shift(shift_RS, layout.slot_segment_RQ)
+    time_RQ = times.training_times(time_key, layout.slot_segment_RQ > 0, shift_RQ, c.time_config)
+    time_RL = times.token_times(time_RQ, layout.slot_RL)
+    x0_RLP = batch["patch"]
+    eps_RLP = jax.random.normal(noise_key, x0_RLP.shape)
+    noisy_RLP = process.add_noise(x0_RLP, eps_RLP, time_RL[..., None])
+    known = jnp.zeros((*x0_RLP.shape[:2], cells * self.frames_per_latent))
+    tokens = patchify.join_cells(
+      noisy_RLP, known, jnp.zeros_like(x0_RLP), self.dit.config.patch
+    )  # fmt: skip
+    text_RMU = self.text.apply({"params": params["text"]}, batch["text"], batch["text_segment"])
+    out_RLP = self.dit.apply({"params": params["dit"]}, tokens, time_RQ, layout, text_RMU)
+    target_RLP = process.target(c.prediction, x0_RLP, eps_RLP)
+    error_RL = loss_lib.token_error(out_RLP, target_RLP, time_RL, c.prediction, c.loss)
+    S = batch["grid"].shape[1]
+    packed = loss_lib.packed_loss(error_RL, layout.segment_RL, S, c.gamma)
+    real = (layout.segment_RL > 0).astype(jnp.float32)
+    fill = Ratio(real.sum(), jnp.asarray(real.size, jnp.float32))
+    return Ratio(packed.numerator, packed.denominator), {"fill": fill}
+
+  def batches(self):
+    return iter(self._rows(self.sources.train, self.pipeline))
+
+  def _rows(self, source: Any, config: PipelineConfig):
+    tokenizer = tokenizers.load(self.tokenizer_name)
+    return packed_rows(source, config, patchify.patchify, tokenizer.tokenize)
+
+  def evaluators(self):
+    return [HeldOutLoss(self, self.heldout_batches)]
+
+  def heldout(self):
+    """Returns the stream of validation batches, always the same."""
+    calm = dataclasses.replace(
+      self.pipeline, workers=0, prefetch=0, token_drop=None, drop_to_fill=0.0, caption_dropout=0.0
+    )
+    return iter(self._rows(self.sources.validation, calm))
+
+  def cost(self, batch):
+    """6 x parameters x tokens, with the parameters that a token meets, and segment attention."""
+    dit, text = self._matrix_sizes
+    S = range(1, batch["grid"].shape[1] + 1)
+    n_RS = np.stack([(batch["segment"] == s).sum(1) for s in S], 1).astype(float)
+    m_RS = np.stack([(batch["text_segment"] == s).sum(1) for s in S], 1).astype(float)
+    c = self.dit.config
+    pairs = c.depth * c.width * (n_RS * n_RS + n_RS * m_RS).sum()
+    pairs += (
+      self.text.config.depth
+      * self.text.config.heads
+      * self.text.config.head_size
+      * (m_RS * m_RS).sum()
+    )
+    flops = 6 * (dit * n_RS.sum() + text * m_RS.sum()) + 12 * pairs
+    return Cost(tokens=float(n_RS.sum()), flops=float(flops), clips=int((batch["clip"] >= 0).sum()))
+
+  @functools.cached_property
+  def _matrix_sizes(self) -> tuple[int, int]:
+    """Entries of the matrices that every latent token, and every text token, is multiplied with."""
+    shapes = jax.eval_shape(self.init, jax.random.key(0)) if self.init_from is None else (
+      nn.meta.unbox(jax.eval_shape(self._init, jax.random.key(0)))
+    )  # fmt: skip
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    of_token = of_text = 0
+    for name, leaf in flat.items():
+      if not (name.endswith("/kernel") or "/mlp_" in name) or "/time/" in name or "/size/" in name:
+        continue
+      if name.startswith("text/") or name.startswith("dit/text/") or "/kv/" in name:
+        of_text += leaf.size
+      elif "modulation" not in name:
+        of_token += leaf.size
+    return of_token, of_text
+
+  def names(self, batch):
+    clips = np.unique(batch["clip"][batch["clip"] >= 0])
+    return [self.sources.train[int(i)].id for i in clips]
+
+  def export(self, params, folder: Path, provenance: dict) -> dict[str, float]:
+    c, p = self.diffusion, self.pipeline
+    tokenizer = tokenizers.load(self.tokenizer_name)
+    pieces = getattr(tokenizer, "model_bytes", None)
+    shifts = ("prediction", "shift_reference", "shift_space", "shift_frames")
+    dit = {
+      "network": self.dit.config,
+      "diffusion": {name: getattr(c, name) for name in shifts},
+      "rows": {name: getattr(p, name) for name in ("row_len", "max_segments", "text_row_len")},
+      "sampling": self.sampling,
+    }
+    text = {
+      "network": self.text.config,
+      "tokenizer": folder_lib.TOKENIZER_NAME if pieces is not None else "bytes",
+    }
+    networks = {
+      "vae": self.vae, "text": Network(params["text"], text), "dit": Network(params["dit"], dit)
+    }  # fmt: skip
+    folder_lib.write(folder, networks, pieces, provenance)
+    return {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOutLoss:
+  """The training loss on validation clips, with the same noise and times at every evaluation."""
+
+  task: TextToVideo
+  batches: int
+  name: str = "heldout"
+
+  def __call__(self, params, step, folder):
+    del step, folder
+    stream, total = self.task.heldout(), np.zeros(2)
+    for i in range(self.batches):
+      ratio = _loss_of(self.task.loss, params, next(stream), jax.random.key(i))
+      total += np.array([float(ratio.numerator), float(ratio.denominator)])
+    return {"loss": total[0] / total[1]}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss_of(loss, params, batch, key):
+  return loss(params, batch, key, jnp.ones(()))[0]
+
+
+def _is_instance(kind, x) -> bool:
+  return isinstance(x, kind)

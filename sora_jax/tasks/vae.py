@@ -1,0 +1,216 @@
+"""Training of the video autoencoder: cuts of clips in, weights and latent statistics out."""
+
+import collections
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from sora_jax.data import transforms
+from sora_jax.data.video_batches import VideoConfig, scan_shapes, video_batches
+from sora_jax.nn import vae as vae_lib
+from sora_jax.nn import vae_losses
+from sora_jax.nn.vae import CausalVAE
+from sora_jax.tasks.clips import Sources
+from sora_jax.train.task import Cost, Ratio
+from sora_jax.weights import folder as folder_lib
+from sora_jax.weights import store
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseConfig:
+  """Noise on latents before they are decoded, late in training: the decoder learns to forgive.
+
+  std: in standard deviations of the latents.  start: share of training from which it is on.
+  """
+
+  std: float = 0.05
+  start: float = 0.8
+
+  def __post_init__(self):
+    if self.std < 0 or not 0 <= self.start <= 1:
+      raise ValueError(
+        f"vae.latent_noise={self.std}, vae.noise_from={self.start}; allowed: 0 and up, [0, 1]"
+      )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VaeTask:
+  """Reconstruction of cuts with the losses of `nn/vae_losses.py`; see `train.task.Task`.
+
+  evaluate: clips of the validation set that are reconstructed whole, per size.
+  init_from: a `vae.safetensors` whose weights start this leg, or None.
+  """
+
+  network: CausalVAE
+  losses: vae_losses.LossConfig
+  noise: NoiseConfig
+  video: VideoConfig
+  sources: Sources
+  evaluate: int = 8
+  init_from: Path | None = None
+  name: str = "vae"
+
+  def init(self, key):
+    if self.init_from is not None:
+      tree, _, _ = store.load(self.init_from)
+      return jax.tree.map(jnp.asarray, tree["params"])
+    return nn.meta.unbox(vae_lib.init(self.network.config, key)["params"])
+
+  def axes(self):
+    return None
+
+  def loss(self, params, batch, key, progress):
+    video_BTHWC = batch["video"].astype(jnp.float32) * (1 / 127.5) - 1.0
+    sample_key, noise_key, level_key = jax.random.split(key, 3)
+    variables = raw(self.network, params)
+    mean, logvar = self.network.apply(variables, video_BTHWC, method="encode")
+    latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(sample_key, mean.shape)
+    level = self.noise.std * (progress >= self.noise.start) * jax.random.uniform(level_key)
+    spread = jax.lax.stop_gradient(jnp.std(mean, axis=(0, 1, 2, 3), keepdims=True))
+    latent += level * spread * jax.random.normal(noise_key, mean.shape)
+    recon_BTHWC = self.network.apply(variables, latent, method="decode")
+    frozen = jax.lax.stop_gradient(variables)
+    terms = vae_losses.loss(
+      video_BTHWC, recon_BTHWC, mean, logvar, self.losses,
+      encode=lambda video: self.network.apply(frozen, video, method="encode")[0],
+    )  # fmt: skip
+    clips = jnp.asarray(video_BTHWC.shape[0], jnp.float32)
+    total = terms.pop("loss")
+    error = jnp.mean((video_BTHWC - jnp.clip(recon_BTHWC, -1, 1)) ** 2, axis=(1, 2, 3, 4)) / 4
+    terms["psnr"] = jnp.mean(-10 * jnp.log10(error + 1e-10))
+    return Ratio(total * clips, clips), {k: Ratio(v * clips, clips) for k, v in terms.items()}
+
+  def batches(self):
+    return iter(video_batches(self.sources.train, self.video, self._shapes))
+
+  @functools.cached_property
+  def _shapes(self):
+    return scan_shapes(self.sources.train)
+
+  def evaluators(self):
+    return [Reconstruction(self.network, self.sources.validation, self.evaluate)]
+
+  def cost(self, batch):
+    B, T, H, W, _ = batch["video"].shape
+    return Cost(tokens=B * T * H * W / 1000, flops=B * self._flops(T, H, W), clips=B)
+
+  def _flops(self, T: int, H: int, W: int) -> float:
+    if (T, H, W) not in self._known_flops:
+      self._known_flops[T, H, W] = vae_losses.flops(self.network.config, T, H, W)
+    return self._known_flops[T, H, W]
+
+  @functools.cached_property
+  def _known_flops(self):
+    return {}
+
+  def names(self, batch):
+    return [self.sources.train[int(i)].id for i in batch["clip"]]
+
+  def export(self, params, folder: Path, provenance: dict) -> dict[str, float]:
+    stats = latent_stats(self.network, params, self.sources.train)
+    config = {"network": folder_lib.plain(self.network.config)}
+    store.save(folder / "vae.safetensors", {"params": params, "stats": stats}, config, provenance)
+    return {f"vae/latent_{name}": float(np.mean(value)) for name, value in stats.items()}
+
+
+def latent_stats(network: CausalVAE, params: Any, source: Any, clips: int = 512) -> dict:
+  """Returns {"mean_Z", "std_Z"} of the posterior mean over whole clips spread over a source."""
+  parts = (v for _, v in batches_by_shape(source, spread(len(source), clips), network.config))
+  return vae_lib.latent_stats(functools.partial(_encode, network, params), parts)
+
+
+def raw(network: CausalVAE, params: Any) -> dict:
+  """Variables of a network whose latents are not normalised."""
+  Z = network.config.latent
+  return {"params": params, "stats": {"mean_Z": jnp.zeros(Z), "std_Z": jnp.ones(Z)}}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reconstruction:
+  """PSNR of held-out clips at their own size, per level of the world, and over object pixels.
+
+  Peak is 255; each figure is the mean over clips. Object pixels are those in a visible object's
+  box, `objects` in the figures; clips without ground truth count in "psnr" alone.
+  """
+
+  network: CausalVAE
+  source: Any
+  clips: int
+  name: str = "vae"
+
+  def __call__(self, params, step, folder):
+    del step, folder
+    found = collections.defaultdict(list)
+    indices = spread(len(self.source), self.clips)
+    for clips, video_BTHWC in batches_by_shape(self.source, indices, self.network.config):
+      recon_BTHWC = np.asarray(_reconstruct(self.network, params, video_BTHWC))
+      for clip, recon_THWC in zip(clips, recon_BTHWC):
+        T, H, W = clip.pixel_shape
+        recon_THWC = recon_THWC[:T, :H, :W]
+        error_THW = np.square(recon_THWC.astype(np.float32) - clip.video_THWC).mean(-1)
+        found["psnr"].append(psnr(error_THW))
+        if "level" in clip.truth:
+          found[f"psnr_level{clip.truth['level']}"].append(psnr(error_THW))
+        mask_THW = object_pixels(clip)
+        if mask_THW.any():
+          found["psnr_objects"].append(psnr(error_THW[mask_THW]))
+    return {name: float(np.mean(values)) for name, values in sorted(found.items())}
+
+
+def psnr(error: np.ndarray) -> float:
+  """Peak signal-to-noise ratio in dB from squared errors of uint8 pixels; 80 at most."""
+  return float(min(80.0, 10 * np.log10(255.0**2 / max(float(np.mean(error)), 1e-12))))
+
+
+def object_pixels(clip: Any) -> np.ndarray:
+  """Returns bool [T, H, W]: where a visible object's box lies, by the clip's ground truth."""
+  mask_THW = np.zeros(clip.video_THWC.shape[:3], bool)
+  unit = min(mask_THW.shape[1:])
+  for thing in clip.truth.get("objects", ()):
+    for t, (box, seen) in enumerate(zip(thing["box"], thing["visibility"])):
+      if seen > 0 and box is not None:
+        x0, y0, x1, y1 = (round(max(0.0, edge) * unit) for edge in box)
+        mask_THW[t, y0:y1, x0:x1] = True
+  return mask_THW
+
+
+def spread(total: int, wanted: int) -> list[int]:
+  """Returns at most `wanted` indices, evenly spread over `total`."""
+  return sorted({int(i) for i in np.linspace(0, total - 1, min(wanted, total))})
+
+
+def batches_by_shape(source: Any, indices: list[int], config: vae_lib.VAEConfig, size: int = 8):
+  """Yields (clips, uint8 [B, T, H, W, 3]) of equal shape; B is always `size`, the last repeated.
+
+  The videos are edge-padded to what the network takes; the clips are as they were.
+  """
+  by_shape = collections.defaultdict(list)
+  for i in indices:
+    clip = source[i]
+    video = transforms.pad_frames(clip.video_THWC, config.temporal)
+    video = transforms.pad_size(video, config.spatial)
+    by_shape[video.shape].append((clip, video))
+  for _, pairs in sorted(by_shape.items()):
+    for start in range(0, len(pairs), size):
+      part = pairs[start : start + size]
+      full = (part + [part[-1]] * size)[:size]
+      yield [clip for clip, _ in part], np.stack([video for _, video in full])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(network, params, video_BTHWC):
+  video_BTHWC = video_BTHWC.astype(jnp.float32) * (1 / 127.5) - 1.0
+  return network.apply(raw(network, params), video_BTHWC, method="encode")[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(network, params, video_BTHWC):
+  mean = _encode(network, params, video_BTHWC)
+  recon = network.apply(raw(network, params), mean, method="decode")
+  return jnp.clip(jnp.round((recon + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,151 @@
+"""Text to video as a task: loss, axes, cost, exact resume with the real pipeline, export."""
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.data import tokenizers
+from sora_jax.data.pipeline import PipelineConfig
+from sora_jax.data.records import Clip
+from sora_jax.nn.dit import DiT, DiTConfig
+from sora_jax.nn.text import TextConfig, TextEncoder
+from sora_jax.ops.patchify import cell_channels
+from sora_jax.tasks.clips import Sources
+from sora_jax.tasks.text_to_video import DiffusionConfig, TextToVideo
+from sora_jax.train import loop, metrics
+from sora_jax.train import step as step_lib
+from sora_jax.train.optimizer import OptimizerConfig
+from sora_jax.weights import folder, store
+from sora_jax.weights.folder import Network
+
+Z, F_T = 2, 4
+
+
+def clips(count, seed=0):
+  rng = np.random.default_rng(seed)
+  grids = [(1, 4, 4), (3, 2, 4), (2, 4, 2)]
+  return [
+    Clip(
+      id=f"c{i}",
+      fps=None if grids[i % 3][0] == 1 else 8.0,
+      captions={"short": "a red circle moves right", "long": "A red circle."},
+      latent_thwZ=rng.standard_normal((*grids[i % 3], Z)).astype(np.float32),
+      pixel_shape=(1 + 4 * (grids[i % 3][0] - 1), 16, 16),
+    )
+    for i in range(count)
+  ]
+
+
+def make(**changes):
+  vocab = tokenizers.load("bytes").vocab_size
+  text = TextConfig(vocab_size=vocab, width=16, depth=1, heads=2, head_size=8, mlp_width=32)
+  dit = DiTConfig(
+    width=16, depth=2, heads=2, in_channels=cell_channels(Z, F_T), out_channels=Z, text_width=16
+  )
+  pipeline = PipelineConfig(
+    rows=2, row_len=16, max_segments=4, text_row_len=128, streams=2, window=8
+  )
+  given = {
+    "dit": DiT(dit),
+    "text": TextEncoder(text),
+    "diffusion": DiffusionConfig(),
+    "pipeline": pipeline,
+    "sources": Sources(clips(12), clips(6, seed=1)),
+    "vae": Network({"params": {"x": np.ones(3, np.float32)}}, {"network": {}}),
+    "frames_per_latent": F_T,
+    "tokenizer_name": "bytes",
+    "sampling": {"solver": "euler", "steps": 4, "guidance": 2.0, "fps": 8.0},
+    "heldout_batches": 2,
+  }
+  return TextToVideo(**(given | changes))
+
+
+@pytest.fixture(scope="module")
+def task():
+  return make()
+
+
+@pytest.mark.parametrize("prediction", ["x", "v", "eps"])
+def test_loss_and_gradient_are_finite_and_reach_both_networks(prediction):
+  task = make(diffusion=DiffusionConfig(prediction=prediction))
+  params = task.init(jax.random.key(0))
+  # The output layer starts at zero, and so does every gradient behind it: move it first.
+  head = params["dit"]["head"]["linear"]
+  head["kernel"] = head["kernel"] + 0.1
+  cross = params["dit"]["blocks"]["cross"]["out"]
+  cross["kernel"] = cross["kernel"] + 0.1
+  batch = jax.tree.map(jax.numpy.asarray, next(task.batches()))
+  args = (params, batch, jax.random.key(1), jax.numpy.zeros(()), 1)
+  sums, grads = step_lib.accumulated_gradients(task.loss, *args)
+  assert np.isfinite(float(sums["loss"].numerator)) and float(sums["loss"].denominator) > 0
+  for name in ("dit", "text"):
+    norms = [float(np.abs(g).max()) for g in jax.tree.leaves(grads[name])]
+    assert np.isfinite(norms).all() and max(norms) > 0, name
+
+
+def test_every_parameter_has_named_axes(task):
+  params = jax.eval_shape(task.init, jax.random.key(0))
+  checked = jax.tree.map(lambda p, names: p.ndim == len(names), params, task.axes())
+  assert all(jax.tree.leaves(checked))
+  assert task.axes()["dit"]["blocks"]["attention"]["qkv"]["kernel"][:2] == ("layers", "width")
+
+
+def test_cost_counts_real_tokens_and_pairs_within_segments(task):
+  batch = next(task.batches())
+  cost = task.cost(batch)
+  assert cost.tokens == (batch["segment"] > 0).sum()
+  assert cost.clips == (batch["clip"] >= 0).sum()
+  params = jax.eval_shape(task.init, jax.random.key(0))["dit"]
+  blocks = params["blocks"]
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
+  token = size(blocks["attention"]["qkv"]) + size(blocks["attention"]["out"])
+  token += size(blocks["cross"]["q"]) + size(blocks["cross"]["out"])
+  token += sum(x.size for n, x in _flat(blocks["mlp"]) if n.endswith("kernel"))
+  token += params["embed"]["kernel"].size + params["head"]["linear"]["kernel"].size
+  token += params["fraction"]["kernel"].size
+  assert task._matrix_sizes[0] == token
+
+
+def _flat(tree):
+  import flax
+
+  return flax.traverse_util.flatten_dict(tree, sep="/").items()
+
+
+def test_resume_with_the_pipeline_is_exact_to_the_bit(tmp_path):
+  config = loop.LoopConfig(steps=4, log_every=1, save_every=2)
+  adam = OptimizerConfig(warmup_steps=1)
+  whole = loop.run(make(), config, adam, tmp_path / "whole")
+  loop.run(make(), config, adam, tmp_path / "half", lambda step: step == 2)
+  rest = loop.run(make(), config, adam, tmp_path / "half")
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(whole.state), jax.device_get(rest.state)
+  )
+  lines = metrics.read(tmp_path / "half" / "metrics.jsonl")
+  assert lines[-2]["programs"] == 1
+  assert rest.figures == whole.figures and np.isfinite(rest.figures["heldout/loss"])
+
+
+def test_learns_its_clips(tmp_path):
+  config = loop.LoopConfig(steps=60, log_every=20, save_every=1000)
+  fast = OptimizerConfig(name="muon", lr=3e-3, warmup_steps=5, ema_decay=0.9)
+  loop.run(make(), config, fast, tmp_path)
+  losses = [x["loss"] for x in metrics.read(tmp_path / "metrics.jsonl") if "loss" in x]
+  assert losses[-1] < 0.8 * losses[0]
+
+
+def test_export_writes_a_model_folder_and_starts_another_leg(tmp_path, task):
+  params = task.init(jax.random.key(3))
+  task.export(params, tmp_path / "model", {"seed": 3})
+  networks = folder.read(tmp_path / "model")
+  assert networks["dit"].config["diffusion"]["prediction"] == "x"
+  assert networks["dit"].config["rows"]["row_len"] == 16
+  again = make(init_from=tmp_path / "model").init(jax.random.key(9))
+  jax.tree.map(np.testing.assert_array_equal, params, again)
+  assert store.load(tmp_path / "model" / "dit.safetensors")[2]["provenance"] == {"seed": 3}
+
+
+@pytest.mark.parametrize("change", [{"prediction": "z"}, {"gamma": 2.0}, {"time_std": 0.0}])
+def test_impossible_values_are_refused(change):
+  with pytest.raises(ValueError, match=next(iter(change)).split("_")[-1]):
+    DiffusionConfig(**change)

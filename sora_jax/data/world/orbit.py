@@ -142,62 +142,66 @@ def _records(brief: Brief, boxes: list[Box], camera) -> list[dict]:
 def _cast(boxes: list[Box], view: Camera, size: tuple[int, int], sub: int):
   """What each ray meets: index of the box, len(boxes) = floor, -1 = nothing.
 
-  Returns: index [T, H', W'], distance along the ray, points of the hit [T, H', W', 3] as float32.
+  Returns: index [T, H', W'], distance along the ray, points of the hit [3, T, H', W'] as float32.
   """
   width, height = size
   unit, (middle_x, middle_y) = min(size) * sub, (size[0] * sub / 2, size[1] * sub / 2)
   x = (np.arange(width * sub, dtype=np.float32) + 0.5 - middle_x) / (unit * FOCAL)
   y = (middle_y - np.arange(height * sub, dtype=np.float32) - 0.5) / (unit * FOCAL)
   right, up, forward = (view.axes_T33[:, k].astype(np.float32) for k in range(3))
-  ray = (
-    forward[:, None, None]
-    + x[None, None, :, None] * right[:, None, None]
-    + y[None, :, None, None] * up[:, None, None]
-  )
-  eye = view.eye_T3.astype(np.float32)[:, None, None]
+  ray = np.stack(
+    [
+      forward[:, k, None, None] + x * right[:, k, None, None] + y[:, None] * up[:, k, None, None]
+      for k in range(3)
+    ]
+  )  # the axes of space lead: reductions over them are fast
+  eye = view.eye_T3.astype(np.float32).T[..., None, None]
   with np.errstate(divide="ignore", invalid="ignore"):
     inverse = 1 / ray
-    floor = -eye[..., 1] * inverse[..., 1]
-    hit = np.where(floor > 0, floor, np.inf)
+    floor = -eye[1] * inverse[1]
+    hit = np.where(floor > 0, floor, np.float32(np.inf))
     index = np.where(floor > 0, len(boxes), -1)
     for k, box in enumerate(boxes):
-      to_low = (box.low_3.astype(np.float32) - eye) * inverse
-      to_high = (box.high_3.astype(np.float32) - eye) * inverse
-      enter = np.minimum(to_low, to_high).max(-1)
-      leave = np.maximum(to_low, to_high).min(-1)
+      low, high = (side.astype(np.float32)[:, None, None, None] for side in (box.low_3, box.high_3))
+      to_low, to_high = (low - eye) * inverse, (high - eye) * inverse
+      enter = np.minimum(to_low, to_high).max(0)
+      leave = np.maximum(to_low, to_high).min(0)
       closer = (enter < leave) & (enter > 0) & (enter < hit)
       hit, index = np.where(closer, enter, hit), np.where(closer, k, index)
-  reach = np.where(np.isfinite(hit), hit, 0)
-  return index, reach, eye + reach[..., None] * ray
+  reach = np.where(np.isfinite(hit), hit, np.float32(0))
+  return index, reach, eye + reach * ray
 
 
 def _shade(boxes: list[Box], view: Camera, size: tuple[int, int], brief: Brief) -> np.ndarray:
   """Colours every ray and averages the sub-pixels: uint8 [T, H, W, 3]."""
   index, reach, point = _cast(boxes, view, size, SUBPIXELS)
   sky = np.asarray(renderer.backdrop(brief.background, brief.style), np.float32)
-  tile = (np.floor(point[..., 0] / TILE) + np.floor(point[..., 2] / TILE)) % 2
-  change = 46 if sky.mean() < 100 else -46
-  floor = sky + change * (0.35 + 0.65 * tile[..., None])
-  fade = np.clip((reach - FOG[0]) / (FOG[1] - FOG[0]), 0, 1)[..., None]
-  picture = np.where((index == len(boxes))[..., None], floor + fade * (sky - floor), sky)
+  change = np.float32(46 if sky.mean() < 100 else -46)
+  tile = (np.floor(point[0] / TILE) + np.floor(point[2] / TILE)) % 2
+  fade = np.clip((FOG[1] - reach) / (FOG[1] - FOG[0]), 0, 1)
+  light = np.where(index == len(boxes), change * (0.35 + 0.65 * tile) * fade, np.float32(0))
+  picture = sky + light[..., None]
   for k, box in enumerate(boxes):
     mine = index == k
-    picture[mine] = _face(box, point[mine], brief.style)
-  frames, height, width = index.shape
-  split = (frames, height // SUBPIXELS, SUBPIXELS, width // SUBPIXELS, SUBPIXELS, 3)
-  return (picture.reshape(split).mean((2, 4)) + 0.5).clip(0, 255.5).astype(np.uint8)
+    picture[mine] = _face(box, point[:, mine], brief.style)
+  sums = sum(
+    picture[:, i::SUBPIXELS, j::SUBPIXELS] for i in range(SUBPIXELS) for j in range(SUBPIXELS)
+  )
+  return (sums / SUBPIXELS**2 + 0.5).clip(0, 255.5).astype(np.uint8)
 
 
-def _face(box: Box, point_N3: np.ndarray, style: str) -> np.ndarray:
+def _face(box: Box, point_3N: np.ndarray, style: str) -> np.ndarray:
   """Colour of points on a box: faces differ in brightness, a frame runs along their edges."""
   middle, half = (box.low_3 + box.high_3) / 2, (box.high_3 - box.low_3) / 2
-  local_N3 = (point_N3 - middle) / half
-  axis_N = np.abs(local_N3).argmax(1)
-  bright_N = np.asarray([0.72, 1.0, 0.88], np.float32)[axis_N]
-  edge_N = np.sort(np.abs(local_N3), axis=1)[:, 1]  # how close the point is to its face's border
-  bright_N = np.where(edge_N > 0.76, 0.55 * bright_N, bright_N)
-  if style == "hatched":
-    bright_N = np.where((local_N3.sum(1) * 2) % 1 < 0.5, 0.5 * bright_N, bright_N)
+  local_3N = (point_3N - middle[:, None].astype(np.float32)) / half[:, None].astype(np.float32)
+  x, y, z = np.abs(local_3N)
+  highest = np.maximum(np.maximum(x, y), z)
+  bright_N = np.where(x == highest, 0.72, np.where(y == highest, 1.0, 0.88))
+  edge_N = np.maximum(np.minimum(x, y), np.minimum(np.maximum(x, y), z))  # the middle one of three
   if style == "outline":
     bright_N = np.where(edge_N > 0.76, 1.0, 0.25)
+  else:
+    bright_N = np.where(edge_N > 0.76, 0.55 * bright_N, bright_N)
+  if style == "hatched":
+    bright_N = np.where((local_3N.sum(0) * 2) % 1 < 0.5, 0.5 * bright_N, bright_N)
   return np.asarray(vocabulary.COLORS[box.color], np.float32) * bright_N[:, None]

@@ -15,7 +15,7 @@ from sora_jax.data.world import outline, vocabulary
 GLOW = 2.4  # reach of the night style's glow, in radii
 NIGHT = 0.35  # how much of the background's light is left at night
 RASTER = 64  # pixels on the short side when visibility is measured
-RIM = 0.24  # width of the bright rim of the hatched style, in radii
+RIM = 0.2  # width of the bright rim of the hatched style, in radii
 HATCH = (0.75, 0.5)  # period in radii, brightness of the dark stripes
 
 Rgb = Sequence[float | int]

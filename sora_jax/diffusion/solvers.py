@@ -109,6 +109,7 @@ def heun() -> Solver:
     ahead = _mix(state.x, (1.0, state.x), (row["span"], slope))
     half = 0.5 * row["span"]
     corrected = _mix(state.x, (1.0, state.base), (half, state.slope), (half, slope))
+    corrected = jnp.where(row["inverse"] > 0, corrected, state.x)  # no slope at time 0: Euler
     fix = row["corrects"]
     return HeunState(jnp.where(fix, corrected, ahead), jnp.where(fix, corrected, state.x), slope)
 

@@ -35,9 +35,9 @@ h2 { border-bottom: 1px solid var(--line); padding-bottom: .3rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line) }
 img { max-width: 100%; height: auto }
-.gallery { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-end }
+.gallery { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start }
 figure { margin: 0 } figcaption { color: var(--dim); font-size: .82rem; margin-top: .3rem }
-.gallery figcaption { max-width: 260px }
+.gallery figcaption { max-width: 260px; white-space: pre-line }
 .pixels { image-rendering: pixelated; max-width: 100% }
 """
 
@@ -229,16 +229,20 @@ def _strip(video_THWC: np.ndarray, frames: int, frame_height: int) -> np.ndarray
 
 
 def _card(strip_HWC: np.ndarray, label: str) -> Image.Image:
-  """A strip with its label above it."""
+  """A strip with its label above it, grey from the second line of the label on."""
   font = ImageFont.load_default(size=14)
   width = max(strip_HWC.shape[1], 220)
-  lines = [line for part in label.split("\n") for line in _wrap(part, font, width)]
+  lines = [
+    (line, _GREY if k else _INK)
+    for k, part in enumerate(label.split("\n"))
+    for line in _wrap(part, font, width)
+  ]
   line_height = 18
   top = line_height * len(lines) + _GAP
   card = Image.new("RGB", (width, top + strip_HWC.shape[0]), _PAPER)
   draw = ImageDraw.Draw(card)
-  for k, line in enumerate(lines):
-    draw.text((0, k * line_height), line, fill=_INK if k == 0 else _GREY, font=font)
+  for k, (line, color) in enumerate(lines):
+    draw.text((0, k * line_height), line, fill=color, font=font)
   card.paste(Image.fromarray(strip_HWC), (0, top))
   return card
 

@@ -130,8 +130,9 @@ def test_what_cannot_be_written_is_refused(tmp_path, name, video, fps, message):
 def test_a_file_has_its_name_only_when_whole(tmp_path):
   (tmp_path / "a.mp4").write_text("old")
   with pytest.raises(RuntimeError), clips.VideoWriter(tmp_path / "a.mp4", 24) as writer:
-    for frame in flag():
+    for frame in flag(T=80):  # more than the encoder looks ahead
       writer.write(frame)
+    assert len(list(tmp_path.iterdir())) == 2
     raise RuntimeError
   assert (tmp_path / "a.mp4").read_text() == "old"
   with pytest.raises(ValueError, match="no frame"), clips.VideoWriter(tmp_path / "b.mp4", 24):
@@ -345,8 +346,8 @@ def test_every_mode_of_picture(tmp_path, mode):
 def test_transparent_pictures_lie_on_black(tmp_path):
   rgba = np.full((8, 8, 4), 255, np.uint8)
   rgba[:, 4:, 3] = 0
-  Image.fromarray(rgba).save(tmp_path / "a.webp", lossless=True)
-  got = decode(tmp_path / "a.webp").video_THWC[0]
+  Image.fromarray(rgba).save(tmp_path / "a.png")
+  got = decode(tmp_path / "a.png").video_THWC[0]
   assert (got[:, :4] == 255).all() and (got[:, 4:] == 0).all()
 
 

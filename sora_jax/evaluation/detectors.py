@@ -10,6 +10,7 @@ import dataclasses
 import functools
 
 import numpy as np
+from jaxtyping import Float, Shaped
 from scipy import ndimage
 
 from sora_jax.data.world import vocabulary
@@ -55,7 +56,7 @@ class Detection:
   parts: float
 
 
-def detect(video_THWC: np.ndarray) -> Detection:
+def detect(video_THWC: Shaped[np.ndarray, "..."]) -> Detection:
   """Finds the largest object of a video.
 
   Args: video_THWC: uint8 [T, H, W, 3], sides of 24 pixels or more, any aspect ratio.
@@ -109,14 +110,14 @@ def detect(video_THWC: np.ndarray) -> Detection:
   )
 
 
-def border_color(video: np.ndarray) -> np.ndarray:
+def border_color(video_THWC: Float[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "3"]:
   """Median RGB of the outermost two pixels over all frames: the background's colour."""
-  rim = np.ones(video.shape[1:3], bool)
+  rim = np.ones(video_THWC.shape[1:3], bool)
   rim[2:-2, 2:-2] = False
-  return np.median(video[:, rim].reshape(-1, 3), axis=0)
+  return np.median(video_THWC[:, rim].reshape(-1, 3), axis=0)
 
 
-def name_background(rgb_3: np.ndarray) -> tuple[str, bool]:
+def name_background(rgb_3: Float[np.ndarray, "3"]) -> tuple[str, bool]:
   """The nearest named background, and whether in its dimmed form for the night style."""
   best = []
   for name, color in vocabulary.BACKGROUNDS.items():
@@ -126,7 +127,7 @@ def name_background(rgb_3: np.ndarray) -> tuple[str, bool]:
   return min(best)[1:]
 
 
-def name_color(rgb_3: np.ndarray, border_3: np.ndarray) -> str:
+def name_color(rgb_3: Float[np.ndarray, "3"], border_3: Float[np.ndarray, "3"]) -> str:
   """The named colour that explains an object's colour as a blend with the background.
 
   A blurred small object never reaches its full colour, so the share a of the colour is free at a
@@ -146,7 +147,7 @@ def name_color(rgb_3: np.ndarray, border_3: np.ndarray) -> str:
   return min(cost, key=cost.get)
 
 
-def slope(position_T2: np.ndarray) -> np.ndarray:
+def slope(position_T2: Float[np.ndarray, "T 2"]) -> Float[np.ndarray, "2"]:
   """Velocity per frame: the median slope over all pairs of frames (Theil 1950, Sen 1968).
 
   Args: position_T2: NaN where unknown.  Returns: [2], NaN from fewer than two known frames.
@@ -159,7 +160,7 @@ def slope(position_T2: np.ndarray) -> np.ndarray:
   return np.median((position_T2[known_T[j]] - position_T2[known_T[i]]) / step, axis=0)
 
 
-def name_direction(velocity_2: np.ndarray, frames: int) -> str | None:
+def name_direction(velocity_2: Float[np.ndarray, "2"], frames: int) -> str | None:
   """The nearest of the eight directions; None where the clip shows no clear motion."""
   way = float(np.linalg.norm(velocity_2)) * (frames - 1)
   if not way >= STILL:

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 
 def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -24,7 +25,11 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
   return (0.0 if successes == 0 else low), (1.0 if successes == count else high)
 
 
-def psnr(reference: np.ndarray, other: np.ndarray, mask: np.ndarray | None = None) -> float:
+def psnr(
+  reference: Shaped[np.ndarray, "..."],
+  other: Shaped[np.ndarray, "..."],
+  mask: Bool[np.ndarray, "..."] | None = None,
+) -> float:
   """Peak signal-to-noise ratio of uint8 pictures or videos in dB: 10 log10(255^2 / mean error^2).
 
   Args: reference, other: uint8 [..., H, W, 3].  mask: bool [..., H, W] of the pixels that count.
@@ -44,7 +49,7 @@ def psnr(reference: np.ndarray, other: np.ndarray, mask: np.ndarray | None = Non
   return math.inf if mean == 0 else 10 * math.log10(255**2 / mean)
 
 
-def object_mask(truth: dict) -> np.ndarray:
+def object_mask(truth: dict) -> Bool[np.ndarray, "T H W"]:
   """Pixels inside the boxes of a world clip's objects: bool [T, H, W].
 
   A pixel counts if any part of it is in the box of an object that is visible in that frame.

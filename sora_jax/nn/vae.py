@@ -140,8 +140,9 @@ class CausalVAE(nn.Module):
     c = self.config
     self.encoder = Encoder(c)
     self.decoder = Decoder(c)
-    self.mean_Z = self.variable("stats", "mean_Z", jnp.zeros, (c.latent,))
-    self.std_Z = self.variable("stats", "std_Z", jnp.ones, (c.latent,))
+    if self.is_initializing() or self.has_variable("stats", "mean_Z"):  # training needs none
+      self.mean_Z = self.variable("stats", "mean_Z", jnp.zeros, (c.latent,))
+      self.std_Z = self.variable("stats", "std_Z", jnp.ones, (c.latent,))
 
   def __call__(self, video_BTHWC: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
     """Reconstructs from the posterior mean; what `init` traces."""

@@ -42,7 +42,8 @@ class Method:
   Attributes:
     solver: a key of `diffusion.solvers.SOLVERS`.  steps: of the solver.
     grid: a key of `diffusion.sampler.GRIDS`.
-    interval: times, before the shift, between which guidance acts.
+    interval: times, before the shift and without its ends, between which guidance acts; by default
+      all, pure noise at 1 included.
     rescale: share of the deviation given back after guidance, see `guidance.rescale`.
     guided: whether the empty prompt is evaluated too; False where all guidance is 1.
   """
@@ -50,7 +51,7 @@ class Method:
   solver: str = "dpmpp_2m"
   steps: int = 20
   grid: str = "uniform"
-  interval: tuple[float, float] = (0.0, 1.0)
+  interval: tuple[float, float] = (-1.0, 2.0)
   rescale: float = 0.0
   guided: bool = True
 

@@ -134,6 +134,15 @@ def test_guidance_is_each_request_s_own_and_one_is_off():
   close(outside, plain)
 
 
+def test_guidance_moves_away_from_the_empty_prompt_by_its_strength():
+  method = sampling.Method(solver="euler", steps=1)  # one step to time 0 gives the prediction
+  run = make_sampler()
+  cond, free = (dataclasses.replace(A, guidance=1.0, ids=ids) for ids in (A.ids, (1,)))
+  guided, cond, free = run(params(), [A, cond, free], method)
+  assert np.abs(cond - free).max() > 0.01
+  close(guided, cond + (A.guidance - 1) * (cond - free))
+
+
 def test_a_start_is_kept_the_more_the_earlier_its_time():
   run = make_sampler()
   start = np.random.default_rng(3).standard_normal((2, 4, 6, Z)).astype("f")

@@ -4,12 +4,14 @@ python -m sora_jax.main --config=configs/tiny.py --workdir=runs/tiny
 """
 
 import json
+import time
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sora_jax.tasks import build
+from sora_jax import model
+from sora_jax.tasks import build, report
 from sora_jax.tasks.typed import typed, without
 from sora_jax.train import checkpoint, loop, provenance
 
@@ -26,10 +28,10 @@ def main(argv: list[str]) -> None:
   run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
 
 
-def run(config: dict, workdir: Path) -> dict[str, float] | None:
+def run(config: dict, workdir: Path) -> dict | None:
   """Checks the config, prepares data, trains, exports averaged weights, reports.
 
-  Returns: the last figures, or None if the run was stopped and can be resumed.
+  Returns: figures and provenance, or None if the run was stopped and can be resumed.
   """
   train = typed(loop.LoopConfig, "train", without(config["train"], "init_from"))
   plan = build.check(config, workdir)
@@ -42,9 +44,35 @@ def run(config: dict, workdir: Path) -> dict[str, float] | None:
     config, outcome.step, outcome.seconds, outcome.figures, build.provenance_of(plan.init_from)
   )
   figures = outcome.figures | task.export(outcome.state.ema_params, workdir / "model", story)
-  (workdir / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-  logging.info("weights in %s, figures in %s", workdir / "model", workdir / "figures.json")
-  return figures
+  about = {"figures": figures, "provenance": story}
+  if config["task"] == "text_to_video":
+    about |= sample(plan, task, workdir, about)
+  else:
+    (workdir / "report.json").write_text(json.dumps(about, indent=2) + "\n")
+  logging.info("weights in %s", workdir / "model")
+  return about
+
+
+def sample(plan: build.Plan, task, workdir: Path, about: dict) -> dict:
+  """Samples the run's own model, scores what it makes where there is a truth, writes the report.
+
+  Returns: the figures of samples and packing.
+  """
+  e, world, start = plan.evaluation, plan.clips.world, time.perf_counter()
+  asked = (
+    report.wishes(world, e.prompts, e.sizes, e.frames)
+    if world is not None
+    else report.from_captions(task.sources.validation, e.prompts)
+  )
+  own = model.load(workdir)
+  videos = report.sample(own.generate, asked, e.seed)
+  found = {"packing": report.packing(task), "sampler_programs": own.sampler.programs}
+  if world is not None:
+    found["scores"] = report.scores(asked, videos)
+  found["sampling_seconds"] = time.perf_counter() - start
+  page = report.write(workdir / "report", asked, videos, report.read_lines(workdir), about | found)
+  logging.info("report: %s", page)
+  return found
 
 
 def _is_ours(record) -> bool:

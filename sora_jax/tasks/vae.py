@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from sora_jax.data import transforms
 from sora_jax.data.video_batches import VideoConfig, scan_shapes, video_batches
+from sora_jax.evaluation import metrics
 from sora_jax.nn import vae as vae_lib
 from sora_jax.nn import vae_losses
 from sora_jax.nn.vae import CausalVAE
@@ -20,6 +21,9 @@ from sora_jax.tasks.clips import Sources
 from sora_jax.train.task import Cost, Ratio
 from sora_jax.weights import folder as folder_lib
 from sora_jax.weights import store
+
+CAP = 80.0
+"""Most that one clip counts for in a mean of PSNR, in dB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +139,8 @@ def raw(network: CausalVAE, params: Any) -> dict:
 class Reconstruction:
   """PSNR of held-out clips at their own size, per level of the world, and over object pixels.
 
-  Peak is 255; each figure is the mean over clips. Object pixels are those in a visible object's
-  box, `objects` in the figures; clips without ground truth count in "psnr" alone.
+  Each figure is the mean over clips, of at most `CAP` dB each. Object pixels are those in the box
+  of a visible object; clips without ground truth count in "psnr" alone.
   """
 
   network: CausalVAE
@@ -153,31 +157,15 @@ class Reconstruction:
       for clip, recon_THWC in zip(clips, recon_BTHWC):
         T, H, W = clip.pixel_shape
         recon_THWC = recon_THWC[:T, :H, :W]
-        error_THW = np.square(recon_THWC.astype(np.float32) - clip.video_THWC).mean(-1)
-        found["psnr"].append(psnr(error_THW))
+        value = min(CAP, metrics.psnr(clip.video_THWC, recon_THWC))
+        found["psnr"].append(value)
         if "level" in clip.truth:
-          found[f"psnr_level{clip.truth['level']}"].append(psnr(error_THW))
-        mask_THW = object_pixels(clip)
-        if mask_THW.any():
-          found["psnr_objects"].append(psnr(error_THW[mask_THW]))
+          found[f"psnr_level{clip.truth['level']}"].append(value)
+          mask_THW = metrics.object_mask(clip.truth)
+          if mask_THW.any():
+            value = metrics.psnr(clip.video_THWC, recon_THWC, mask_THW)
+            found["psnr_objects"].append(min(CAP, value))
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
-
-
-def psnr(error: np.ndarray) -> float:
-  """Peak signal-to-noise ratio in dB from squared errors of uint8 pixels; 80 at most."""
-  return float(min(80.0, 10 * np.log10(255.0**2 / max(float(np.mean(error)), 1e-12))))
-
-
-def object_pixels(clip: Any) -> np.ndarray:
-  """Returns bool [T, H, W]: where a visible object's box lies, by the clip's ground truth."""
-  mask_THW = np.zeros(clip.video_THWC.shape[:3], bool)
-  unit = min(mask_THW.shape[1:])
-  for thing in clip.truth.get("objects", ()):
-    for t, (box, seen) in enumerate(zip(thing["box"], thing["visibility"])):
-      if seen > 0 and box is not None:
-        x0, y0, x1, y1 = (round(max(0.0, edge) * unit) for edge in box)
-        mask_THW[t, y0:y1, x0:x1] = True
-  return mask_THW
 
 
 def spread(total: int, wanted: int) -> list[int]:

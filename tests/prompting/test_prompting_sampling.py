@@ -138,7 +138,7 @@ def test_guidance_moves_away_from_the_empty_prompt_by_its_strength():
   method = sampling.Method(solver="euler", steps=1)  # one step to time 0 gives the prediction
   run = make_sampler()
   cond, free = (dataclasses.replace(A, guidance=1.0, ids=ids) for ids in (A.ids, (1,)))
-  guided, cond, free = run(params(), [A, cond, free], method)
+  cond, free, guided = run(params(), [cond, free, A], method)
   assert np.abs(cond - free).max() > 0.01
   close(guided, cond + (A.guidance - 1) * (cond - free))
 

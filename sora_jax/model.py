@@ -4,7 +4,6 @@ Here the networks, diffusion and pixels meet for use, as they meet in `tasks/` f
 """
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 
 from sora_jax.data import tokenizers, transforms
 from sora_jax.diffusion import times
-from sora_jax.nn import conditioning, vae
+from sora_jax.nn import conditioning, vae, vae_streaming
 from sora_jax.nn.dit import DiT, DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.prompting.requests import Request, RowShape
@@ -105,8 +104,6 @@ class Model:
     self.patch = Patch(*self.dit.config.patch)
     v = self.autoencoder
     self._f_t, self._f_s, self._channels = v.temporal, v.spatial, v.latent
-    self._encode = jax.jit(functools.partial(vae.encode, self.autoencoder))
-    self._decode = jax.jit(functools.partial(vae.decode, self.autoencoder))
     self.sampler = Sampler(
       self._predict, self._encode_text, patch=self.patch, channels=self._channels,
       frames_per_latent=self._f_t, kind=kind, shift=times.ShiftConfig(**shift),
@@ -201,8 +198,10 @@ class Model:
       raise ValueError(
         f"asked for {frames} frames of {width}x{height}; these latents hold {T} of {W}x{H}"
       )
-    video_BTHWC = self._decode(self._vae_variables, jnp.asarray(latent_thwZ)[None])
-    return transforms.to_uint8(np.asarray(video_BTHWC)[0, :frames, :height, :width])
+    each_BhwZ = (latent_hwZ[None] for latent_hwZ in latent_thwZ)
+    chunks = vae_streaming.decode_stream(self.autoencoder, self._vae_variables, each_BhwZ, frames)
+    cropped = [transforms.to_uint8(chunk[0, :, :height, :width]) for chunk in chunks]
+    return np.concatenate(cropped)[:frames]
 
   def _encode_padded(self, video_THWC: np.ndarray, latents: int, multiple: int) -> np.ndarray:
     """Encodes after padding to a multiple of latent frames and of pixels."""
@@ -215,8 +214,9 @@ class Model:
     t = -(-(1 + -(-(len(video_THWC) - 1) // self._f_t)) // latents) * latents
     extra = 1 + (t - 1) * self._f_t - len(video_THWC)
     video_THWC = np.concatenate([video_THWC, np.repeat(video_THWC[-1:], extra, axis=0)])
-    video_BTHWC = transforms.to_float(transforms.pad_size(video_THWC, multiple))[None]
-    return np.asarray(self._encode(self._vae_variables, jnp.asarray(video_BTHWC)), np.float32)[0]
+    frames = transforms.to_float(transforms.pad_size(video_THWC, multiple))[:, None]
+    chunks = vae_streaming.encode_stream(self.autoencoder, self._vae_variables, frames)
+    return np.concatenate([np.asarray(chunk[0], np.float32) for chunk in chunks])
 
   def _request(self, order: Order, strength: float) -> Request:
     p = self.patch

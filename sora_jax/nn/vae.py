@@ -35,6 +35,8 @@ class VAEConfig:
     width: channels at the finest level.
     mult: channels of each level over `width`, fine to coarse.
     res_blocks: residual blocks per level; the decoder has one more.
+    taps: frames that a residual block's convolutions see, 3 or 1. With 1 only the first and the
+      last convolution and the steps in time mix frames: a third of the work.
     latent: Z, latent channels.
     time_down, space_down: whether each step between levels halves time, and space.
     stem_patch: side of the pixel cells that enter as channels: 1, 2 or 4.
@@ -54,6 +56,7 @@ class VAEConfig:
   width: int = 16
   mult: tuple[int, ...] = (1, 2, 4)
   res_blocks: int = 1
+  taps: int = 3
   latent: int = 8
   time_down: tuple[bool, ...] = (True, True)
   space_down: tuple[bool, ...] = (True, True)
@@ -77,6 +80,7 @@ class VAEConfig:
         "need one entry for each step between levels"
       )
     for name, allowed in {
+      "taps": (1, 3),
       "stem_patch": (1, 2, 4),
       "stem_frames": (1, 2, 4),
       "mid_attention": ATTENTIONS,
@@ -114,7 +118,7 @@ class VAEConfig:
 SIZES: dict[str, VAEConfig] = {
   "nano": VAEConfig(width=8, mult=(1, 2, 2), latent=4, time_down=(False, True)),
   "tiny": VAEConfig(
-    width=64, mult=(1,), res_blocks=2, time_down=(), space_down=(), stem_patch=4, stem_frames=4,
+    width=128, mult=(1,), res_blocks=2, time_down=(), space_down=(), stem_patch=4, stem_frames=4,
   ),
   "base": VAEConfig(
     width=64, mult=(1, 2, 4, 4), res_blocks=2, latent=16, time_down=(False, True, True),

@@ -50,7 +50,9 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.model.remat = "none" if size in ("s", "b") else "block"
     d.world.levels = (1, 2, 3, 4)
     d.world.sizes = ((256, 256), (320, 192), (192, 320), (288, 224), (224, 288))
-    d.world.frames = (17, 33, 65)
+    d.world.frames = (17, 33) if size in ("s", "b") else (17, 33, 65)
+    if size == "s":
+      d.world.sizes = ((128, 128), (160, 96), (96, 160), (144, 112), (112, 144))
     d.world.num_clips = 1_000_000
     c.diffusion.gamma = 1.0
     c.diffusion.shift_reference = 256.0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 
 from sora_jax.data import tokenizers
@@ -86,12 +87,11 @@ def check(config: Mapping, workdir: Path) -> "Plan":
   data = config["data"]
   if data["crop"] not in ("none", "square"):
     raise ValueError(f"config.data.crop is {data['crop']!r}; allowed: 'none', 'square'")
-  world = typed(WorldConfig, "data.world", data["world"], split="train")
   source = ClipsConfig(
     source=data["source"],
     folder=Path(data["folder"] or Path(workdir) / "data"),
     validation_clips=data["validation_clips"],
-    world=world if data["source"] == "world" else None,
+    world=world_config(config) if data["source"] == "world" else None,
     processes=data["processes"],
   )
   maker = text_to_video if config["task"] == "text_to_video" else vae
@@ -193,6 +193,11 @@ def make_text_to_video(
   )
   sources = open_sources(source, lambda shards: latents.cache(shards, config, encode))
   return TextToVideo(sources=sources, **parts)
+
+
+def world_config(config: Mapping) -> WorldConfig:
+  """The world that is trained on."""
+  return typed(WorldConfig, "data.world", config["data"]["world"], split="train")
 
 
 def pipeline_config(config: Mapping, patch: tuple) -> PipelineConfig:

@@ -99,9 +99,10 @@ def rendered(world: WorldConfig, folder: Path, processes: int) -> records.ShardS
     logging.info("rendering %d clips into %s", world.num_clips, folder)
     build(world, folder, processes, progress=_Progress("rendered"))
   source = records.ShardSource(folder)
-  made, wanted = source.config.get("world"), json.loads(json.dumps(dataclasses.asdict(world)))
+  about, wanted = source.config, json.loads(json.dumps(dataclasses.asdict(world)))
+  made = about["world"] if "world" in about else {}
   if made != wanted:
-    names = [name for name in wanted if not made or made.get(name) != wanted[name]]
+    names = [name for name in wanted if name not in made or made[name] != wanted[name]]
     raise ValueError(
       f"{folder} holds another world (other values of {', '.join(names)}); set data.folder to a new"
       " folder, or delete this one"

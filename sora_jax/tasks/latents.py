@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -77,7 +78,7 @@ def encoded(clips: list, config: LatentConfig, encode: Encode) -> list:
       part = indices[start : start + config.batch]
       full = part + [part[-1]] * (config.batch - len(part))
       video_BTHWC = transforms.to_float(np.stack([videos[i] for i in full]))
-      latent_BthwZ = np.asarray(encode(video_BTHWC), np.float32)
+      latent_BthwZ = np.asarray(encode(jnp.asarray(video_BTHWC)), np.float32)
       for i, latent_thwZ in zip(part, latent_BthwZ):
         out[i] = dataclasses.replace(
           clips[i], video_THWC=None, latent_thwZ=latent_thwZ, latent_source=config.source

@@ -188,7 +188,7 @@ def batches_by_shape(source: Any, indices: list[int], config: vae_lib.VAEConfig,
     for start in range(0, len(pairs), size):
       part = pairs[start : start + size]
       full = (part + [part[-1]] * size)[:size]
-      yield [clip for clip, _ in part], np.stack([video for _, video in full])
+      yield [clip for clip, _ in part], jnp.asarray(np.stack([video for _, video in full]))
 
 
 @functools.partial(jax.jit, static_argnums=0)

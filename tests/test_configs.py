@@ -1,0 +1,135 @@
+"""Configs are diffs of one base: every key once, typed at the door, mistakes named early."""
+
+import dataclasses
+import importlib
+import pathlib
+import re
+import sys
+
+import jax
+import pytest
+from flax import linen as nn
+
+from sora_jax.nn import dit as dit_lib
+from sora_jax.nn import text as text_lib
+from sora_jax.nn import vae as vae_lib
+from sora_jax.nn.vae_losses import LossConfig
+from sora_jax.ops.patchify import cell_channels
+from sora_jax.tasks import build
+from sora_jax.tasks.text_to_video import DiffusionConfig
+from sora_jax.tasks.typed import typed, without
+from sora_jax.train import optimizer
+from sora_jax.train.loop import LoopConfig
+from sora_jax.train.optimizer import OptimizerConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+ARGUMENTS = {
+  "tiny": ("", "smoke"),
+  "tiny_clips": ("", "smoke"),
+  "vae": tuple(vae_lib.SIZES) + tuple(f"{s},smoke" for s in vae_lib.SIZES),
+  "dit": tuple(dit_lib.SIZES) + tuple(f"{s},smoke" for s in dit_lib.SIZES),
+}
+ALL = [(name, arg) for name, args in ARGUMENTS.items() for arg in args]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def root_on_path():
+  sys.path.insert(0, str(ROOT))
+  yield
+  sys.path.remove(str(ROOT))
+
+
+def config_of(name, arg=""):
+  return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def test_every_config_file_is_listed_here():
+  files = {p.stem for p in (ROOT / "configs").glob("*.py")} - {"base", "__init__"}
+  assert files == ARGUMENTS.keys()
+
+
+@pytest.mark.parametrize(("name", "arg"), ALL)
+def test_configs_are_typed_and_possible(name, arg, tmp_path):
+  c = config_of(name, arg).to_dict()
+  typed(LoopConfig, "train", without(c["train"], "init_from"))
+  typed(OptimizerConfig, "optimizer", c["optimizer"])
+  typed(DiffusionConfig, "diffusion", c["diffusion"])
+  typed(LossConfig, "vae.loss", c["vae"]["loss"])
+  dit = dit_config(c)
+  assert build.pipeline_config(c, dit.patch).rows == c["data"]["rows"]
+  if c["data"]["source"] == "world" and name != "vae":
+    v = vae_lib.SIZES.get(c["vae"]["weights"], vae_lib.SIZES["tiny"])
+    source = build.ClipsConfig("world", tmp_path, 1, build.world_config(c))
+    build.fits(source, build.pipeline_config(c, dit.patch), v)
+
+
+def dit_config(c):
+  v = vae_lib.SIZES[c["vae"]["weights"]]
+  return typed(
+    dit_lib.DiTConfig, "model", c["model"], in_channels=cell_channels(v.latent, v.temporal),
+    out_channels=v.latent, text_width=c["text"]["width"], classes=0,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", dit_lib.SIZES)
+def test_sizes_reach_the_model(size):
+  c = config_of("dit", size)
+  for name in ("width", "depth", "heads"):
+    assert c.model[name] == dit_lib.SIZES[size][name]
+  assert c.text.width == dit_lib.SIZES[size]["text_width"]
+
+
+@pytest.mark.parametrize("size", ["tiny", "s"])
+def test_a_config_builds_at_true_size_without_memory(size):
+  c = config_of("dit", size).to_dict()
+  text = typed(text_lib.TextConfig, "text", without(c["text"], "tokenizer"), vocab_size=300)
+  ids = jax.ShapeDtypeStruct((1, 8), "int32")
+  shapes = jax.eval_shape(text_lib.TextEncoder(text).init, jax.random.key(0), ids, ids)
+  transform = optimizer.make(OptimizerConfig(name="muon"))
+  jax.eval_shape(transform.init, nn.meta.unbox(shapes["params"]))
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_left_over_arguments_are_refused(name):
+  for wrong in ("huge", "smoke,smoke", "tiny,nano,smoke"):
+    with pytest.raises(ValueError, match="config argument"):
+      config_of(name, wrong)
+
+
+def test_the_base_lists_every_field_once():
+  c = config_of("base").to_dict()
+  sections = {
+    "train": (LoopConfig, {"init_from"}, set()),
+    "optimizer": (OptimizerConfig, set(), set()),
+    "diffusion": (DiffusionConfig, set(), set()),
+    "evaluation": (build.EvaluationConfig, set(), set()),
+    "model": (
+      dit_lib.DiTConfig, set(), {"in_channels", "out_channels", "text_width", "classes"},
+    ),
+    "text": (text_lib.TextConfig, {"tokenizer"}, {"vocab_size"}),
+  }  # fmt: skip
+  for section, (cls, more, derived) in sections.items():
+    fields = {f.name for f in dataclasses.fields(cls)}
+    assert set(c[section]) == (fields | more) - derived, section
+
+
+def test_base_keys_carry_defaults_of_their_dataclasses():
+  c = config_of("base")
+  for section, cls in {"optimizer": OptimizerConfig, "diffusion": DiffusionConfig}.items():
+    for field in dataclasses.fields(cls):
+      assert c[section][field.name] == field.default, (section, field.name)
+
+
+def test_a_misspelt_key_in_a_config_file_is_named():
+  c = config_of("base")
+  with pytest.raises(AttributeError, match='Did you mean "width"'):
+    c.model.widht = 3
+
+
+def test_no_config_is_read_with_a_default_of_its_own():
+  places = [ROOT / "configs", ROOT / "sora_jax" / "tasks", ROOT / "sora_jax" / "train"]
+  files = [p for place in places for p in place.rglob("*.py")] + [ROOT / "sora_jax" / "main.py"]
+  pattern = re.compile(r"\b(c|w|d|e|config|data|world|train|tree)(\[[^]]*\])?\.get\(")
+  for path in files:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+      assert not pattern.search(line), f"{path.name}:{number} reads a config with a default"

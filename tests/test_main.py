@@ -1,0 +1,132 @@
+"""The command line: a whole job of either task in miniature, resumed; mistakes before any work."""
+
+import functools
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax import main
+from sora_jax.nn import vae as vae_lib
+from sora_jax.tasks import build
+from sora_jax.train import metrics
+from sora_jax.weights import folder, store
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def root_on_path():
+  sys.path.insert(0, str(ROOT))
+  yield
+  sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def vae_file(tmp_path_factory):
+  network = vae_lib.SIZES["nano"]
+  path = tmp_path_factory.mktemp("vae") / "vae.safetensors"
+  variables = jax.device_get(jax.jit(functools.partial(vae_lib.init, network))(jax.random.key(0)))
+  store.save(path, variables, {"network": folder.plain(network)}, {"legs": []})
+  return path
+
+
+def config_of(name, vae_file=None, **changes):
+  c = importlib.import_module(f"configs.{name}").get_config("smoke")
+  w = c.data.world
+  w.num_clips, w.sizes, w.frames, w.image_fraction = 12, ((16, 16), (24, 16), (16, 24)), (5,), 0.2
+  c.data.validation_clips, c.data.processes = 4, 1
+  c.data.rows, c.data.row_len, c.data.max_segments, c.data.text_row_len = 2, 24, 4, 64
+  c.model.width, c.model.depth, c.model.heads, c.model.scan_unroll = 16, 1, 2, 1
+  c.text.width, c.text.depth, c.text.heads, c.text.head_size, c.text.mlp_width = 16, 1, 2, 8, 16
+  c.vae.size, c.vae.sizes, c.vae.frames, c.vae.batch_pixels = "nano", ((16, 16),), (1, 5), 5 * 512
+  c.optimizer.name = "adamw"
+  c.train.steps, c.train.log_every, c.train.save_every = 4, 1, 2
+  c.evaluation.prompts, c.evaluation.steps = 3, 2
+  if vae_file is not None:
+    c.vae.weights = str(vae_file)
+  for name, value in changes.items():
+    section, key = name.split("__")
+    c[section][key] = value
+  return c.to_dict()
+
+
+def test_text_to_video_from_world_to_report(tmp_path, vae_file):
+  config = config_of("tiny", vae_file)
+  about = main.run(config, tmp_path / "run")
+  page = tmp_path / "run" / "report" / "index.html"
+  assert "http" not in page.read_text().split("<body>")[1].lower()
+  found = json.loads((page.parent / "report.json").read_text())
+  assert found["scores"][0]["prompts"] == 3 and len(found["scores"]) == 4
+  assert found["packing"]["fill"] > 0.5 and found["sampler_programs"] == 1
+  assert {p.suffix for p in page.parent.iterdir()} == {".html", ".json", ".png", ".mp4"}
+  assert len(list(page.parent.glob("*.mp4"))) == 3
+  assert about["provenance"]["legs"][0]["steps"] == 4
+  lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+  again = main.run(config, tmp_path / "run")
+  assert again["figures"] == about["figures"]
+  assert metrics.read(tmp_path / "run" / "metrics.jsonl")[:4] == lines[:4]
+
+
+def test_vae_trains_then_serves_a_second_leg(tmp_path):
+  first = main.run(config_of("vae"), tmp_path / "first")
+  tree, config, metadata = store.load(tmp_path / "first" / "model" / "vae.safetensors")
+  assert (tree["stats"]["std_Z"] > 0).all() and config["network"]["latent"] == 4
+  assert metadata["provenance"]["legs"][0]["figures"]["vae/psnr"] == first["figures"]["vae/psnr"]
+  second = main.run(config_of("vae", train__init_from=str(tmp_path / "first")), tmp_path / "second")
+  assert len(second["provenance"]["legs"]) == 2
+  assert np.isfinite(second["figures"]["vae/psnr"])
+  assert build.load_autoencoder(str(tmp_path / "first")).network.config.latent == 4
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"data__row_len": 4}, r"row_len is 4, but a clip of 16x16 and 5 frames takes 8 tokens"),
+    ({"model__heads": 3}, r"config.model: width 16 over 3 heads"),
+    ({"data__source": "films"}, r"data.source is 'films'"),
+    ({"data__rows": 0}, r"config.data: rows=0"),
+    ({"evaluation__solver": "rk4"}, r"config.evaluation: solver is 'rk4'"),
+    ({"optimizer__lr": -1.0}, r"config.optimizer: .*lr is -1.0"),
+    ({"train__steps": 0}, r"config.train: train.steps is 0"),
+    ({"vae__weights": "nowhere"}, r"config.vae.weights is 'nowhere'"),
+    ({"text__tokenizer": "words"}, r"no tokenizer 'words'"),
+    ({"diffusion__prediction": "z"}, r"config.diffusion: prediction is 'z'"),
+    ({"train__init_from": "nowhere"}, r"no model 'nowhere'"),
+  ],
+)
+def test_impossible_configs_fail_before_anything_is_built(tmp_path, vae_file, changes, message):
+  with pytest.raises(ValueError, match=message):
+    main.run(config_of("tiny", vae_file, **changes), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("section", ["model", "data", "vae", "optimizer", "train", "evaluation"])
+def test_an_unknown_key_is_named_with_the_nearest(tmp_path, vae_file, section):
+  config = config_of("tiny", vae_file)
+  right = sorted(config[section])[-1]
+  config[section][right + "x"] = 1
+  with pytest.raises(ValueError, match=rf"config.{section}.{right}x is unknown. Did you mean"):
+    main.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_another_config_in_the_same_folder_is_refused(tmp_path, vae_file):
+  from sora_jax.train import checkpoint
+
+  checkpoint.keep_config(tmp_path, config_of("tiny", vae_file))
+  with pytest.raises(ValueError, match="model.width: 16 -> 32"):
+    main.run(config_of("tiny", vae_file, model__width=32), tmp_path)
+
+
+def test_a_misspelt_flag_names_the_right_one(tmp_path):
+  command = [sys.executable, "-m", "sora_jax.main", "--config=configs/tiny.py"]
+  command += [f"--workdir={tmp_path / 'run'}", "--config.model.widht=3"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode != 0 and 'Did you mean "width"' in done.stderr
+  assert not (tmp_path / "run").exists()

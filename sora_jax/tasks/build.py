@@ -188,8 +188,9 @@ def make_text_to_video(
   config = latents.LatentConfig(
     autoencoder.hash, f_t, f_s * max(patch.h, patch.w), data["encode_batch"], data["crop"]
   )
-  encode = jax.jit(
-    functools.partial(vae_lib.encode, autoencoder.network.config, autoencoder.variables)
+  encode = functools.partial(
+    jax.jit(functools.partial(vae_lib.encode, autoencoder.network.config)),
+    jax.tree.map(jnp.asarray, autoencoder.variables),
   )
   sources = open_sources(source, lambda shards: latents.cache(shards, config, encode))
   return TextToVideo(sources=sources, **parts)

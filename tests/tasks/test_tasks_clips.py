@@ -1,0 +1,107 @@
+"""Clips and latents: disjoint splits, worlds that match, latents aligned with their clips."""
+
+import numpy as np
+import pytest
+
+from sora_jax.data import records
+from sora_jax.data.records import Clip
+from sora_jax.data.world import WorldConfig
+from sora_jax.tasks import clips, latents
+from sora_jax.tasks.clips import ClipsConfig
+
+WORLD = WorldConfig(num_clips=6, sizes=((16, 16), (24, 16)), frames=(5,), image_fraction=0.3)
+
+
+def shards(folder, count=7, prefix="clips"):
+  with records.ShardWriter(folder, prefix=prefix) as writer:
+    for i in range(count):
+      video = np.full((1 + i % 3, 14, 16 if i % 2 else 24, 3), i, np.uint8)
+      writer.write(Clip(id=f"c{i}", video_THWC=video, fps=8.0, captions={"short": f"clip {i}"}))
+  return records.ShardSource(folder, prefix)
+
+
+def encode(video_BTHWC):
+  """A stand-in for the VAE: 4x4x4 cells, the clip's first pixel in every channel."""
+  B, T, H, W, _ = video_BTHWC.shape
+  first = video_BTHWC[:, 0, 0, 0, 0].reshape(B, 1, 1, 1, 1)
+  return np.broadcast_to(first, (B, 1 + (T - 1) // 4, H // 4, W // 4, 2))
+
+
+def config(**changes):
+  return latents.LatentConfig(
+    **({"source": "ab" * 32, "frames": 4, "size": 8, "batch": 2} | changes)
+  )
+
+
+@pytest.mark.parametrize(("count", "validation"), [(2, 1), (10, 3), (100, 10), (5, 50)])
+def test_split_is_disjoint_and_complete(count, validation):
+  train, held = clips.split(count, validation)
+  assert sorted(train + held) == list(range(count))
+  assert 1 <= len(held) <= max(1, count // 2) and len(held) <= validation and train
+
+
+def test_a_single_clip_cannot_be_split():
+  with pytest.raises(ValueError, match="1 clips"):
+    clips.split(1, 1)
+
+
+def test_world_is_rendered_once_and_checked(tmp_path):
+  job = ClipsConfig("world", tmp_path, 4, WORLD, 1)
+  first = clips.open_sources(job)
+  assert (len(first.train), len(first.validation)) == (6, 4)
+  before = (tmp_path / "train" / "clips.index.json").stat().st_mtime_ns
+  again = clips.open_sources(job)
+  assert (tmp_path / "train" / "clips.index.json").stat().st_mtime_ns == before
+  np.testing.assert_array_equal(again.train[3].video_THWC, first.train[3].video_THWC)
+  other = ClipsConfig("world", tmp_path, 4, WorldConfig(num_clips=6, seed=1), 1)
+  with pytest.raises(ValueError, match="another world .*sizes, .*seed"):
+    clips.open_sources(other)
+
+
+def test_clips_of_a_folder_are_split(tmp_path):
+  shards(tmp_path)
+  found = clips.open_sources(ClipsConfig("clips", tmp_path, 2))
+  ids = [c.id for c in found.train], [c.id for c in found.validation]
+  assert len(ids[0]) == 5 and not set(ids[0]) & set(ids[1])
+
+
+def test_a_folder_without_shards_says_how_to_make_them(tmp_path):
+  with pytest.raises(ValueError, match="sora_jax.prepare"):
+    ClipsConfig("clips", tmp_path, 2)
+
+
+def test_latents_are_aligned_and_made_once(tmp_path):
+  source = shards(tmp_path)
+  found = latents.cache(source, config(), encode)
+  assert found.prefix == "latents-abababab" and len(found) == len(source)
+  for pixels, latent in zip(source, found):
+    assert latent.id == pixels.id and latent.captions == pixels.captions
+    assert latent.video_THWC is None and latent.pixel_shape == pixels.pixel_shape
+    t, h, w, Z = latent.latent_thwZ.shape
+    T, H, W = pixels.pixel_shape
+    assert (t, h, w, Z) == (1 + -(-(T - 1) // 4), 4, -(-W // 8) * 2, 2)
+    value = pixels.video_THWC[0, 0, 0, 0] / 127.5 - 1
+    np.testing.assert_allclose(latent.latent_thwZ, value, atol=1e-6)
+
+  def fail(video):
+    raise AssertionError("encoded twice")
+
+  latents.cache(source, config(), fail)
+
+
+def test_square_crop_makes_a_set_of_its_own(tmp_path):
+  source = shards(tmp_path)
+  found = latents.cache(source, config(crop="square"), encode)
+  assert found.prefix == "latents-abababab-square"
+  assert {clip.latent_thwZ.shape[1:3] for clip in found} == {(4, 4)}
+
+
+def test_latents_of_other_clips_are_refused(tmp_path):
+  source = shards(tmp_path)
+  latents.cache(source, config(), encode)
+  shards(tmp_path / "more", count=3)
+  with records.ShardWriter(tmp_path, overwrite=True) as writer:
+    for clip in records.ShardSource(tmp_path / "more"):
+      writer.write(clip)
+  with pytest.raises(ValueError, match="3 clips but 7 latents"):
+    latents.cache(records.ShardSource(tmp_path), config(), encode)

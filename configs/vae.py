@@ -8,9 +8,9 @@ Expected for tiny: at least 32 dB on held-out clips of every level, 26 dB over o
 """
 
 from ml_collections import ConfigDict
-from sora_jax.nn.vae import SIZES
 
 from configs import base
+from sora_jax.nn.vae import SIZES
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:

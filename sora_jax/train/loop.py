@@ -149,6 +149,7 @@ class _Runner:
     self._rate, self._meter = metrics.matmul_rate(), metrics.Meter()
     logging.info("matmul rate of this machine: %.0f GFLOP/s", self._rate / 1e9)
     self._pending: _Pending | None = None
+    self._pace: float | None = None  # smoothed seconds per step, for the plan alone
     self._read_at, self._untimed = time.perf_counter(), True
     self._saved = self.step if self.step else -1
 
@@ -266,8 +267,9 @@ class _Runner:
     values = self._meter.summary(self._rate)
     per_step = self._meter.sec_per_step
     if self.config.minutes and self.step < self.total and math.isfinite(per_step):
+      self._pace = per_step if self._pace is None else 0.7 * self._pace + 0.3 * per_step
       left = max(self.config.minutes * 60 - self.elapsed(), 0.0)
-      self.total = min(self.config.steps, max(self.step, done + int(left / per_step)))
+      self.total = min(self.config.steps, max(self.step, done + int(left / self._pace)))
       self.state = self._with_total(self.state, self.total)
     values |= {
       "eta_sec": (self.total - done) * per_step,

@@ -8,7 +8,7 @@ setup(
   description="Video generation as a world simulator: an open JAX/Flax reimplementation",
   license="Apache-2.0",
   packages=find_packages(include=["sora_jax", "sora_jax.*"]),
-  package_data={"sora_jax.weights": ["*.safetensors", "*.json", "*.model"]},
+  package_data={"sora_jax.weights": ["*.model", "*/*.safetensors", "*/*.json", "*/*.model"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py",
@@ -25,7 +25,7 @@ setup(
     "optax",
     "orbax-checkpoint>=0.11",
     "pillow",
-    "safetensors",
+    "safetensors>=0.8",
     "scipy",
     "sentencepiece",
   ],

@@ -1,0 +1,112 @@
+"""What the scripts of this folder share: flags, progress, the models, the last line."""
+
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import sora_jax.weights
+from sora_jax.data import transforms
+from sora_jax.data.world import WorldConfig
+from sora_jax.nn import vae
+from sora_jax.tasks import build
+from sora_jax.weights import store
+
+MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
+OUT = flags.DEFINE_string("out", "runs/shipped", "Folder of figures and pictures.")
+DIT_SIZES = ("64x36", "56x40", "48x48", "40x56", "36x64")
+"""One size for each of the aspect ratios 16:9, 4:3, 1:1, 3:4 and 9:16."""
+
+
+def sizes(words: list[str]) -> list[tuple[int, int]]:
+  """["64x36"] to [(64, 36)]."""
+  return [tuple(int(side) for side in word.split("x")) for word in words]
+
+
+def size_name(size: tuple[int, int]) -> str:
+  """(64, 36) to "64x36"."""
+  return f"{size[0]}x{size[1]}"
+
+
+class Progress:
+  """Lines on standard error: how far, and how much longer."""
+
+  def __init__(self, what: str, total: int, every: float = 10.0):
+    self.what, self.total, self.done, self.every = what, total, 0, every
+    self.started = self._said = time.perf_counter()
+
+  def __call__(self, more: int = 1, note: str = "") -> None:
+    self.done += more
+    now = time.perf_counter()
+    if now - self._said < self.every and self.done < self.total:
+      return
+    self._said, spent = now, now - self.started
+    left = spent / self.done * (self.total - self.done)
+    say(f"{self.what}: {self.done} of {self.total}, {spent:.0f} s, {left:.0f} s to go {note}")
+
+
+def say(line: str) -> None:
+  """A line of progress."""
+  print(line, file=sys.stderr, flush=True)
+
+
+def out() -> pathlib.Path:
+  """The folder of what is written; made if it is not there."""
+  path = pathlib.Path(OUT.value)
+  path.mkdir(parents=True, exist_ok=True)
+  return path
+
+
+def finish(name: str, figures: dict, started: float) -> None:
+  """Writes NAME.json and prints the figures as the last line."""
+  about = {"model": MODEL.value} | figures
+  about["seconds"] = round(time.perf_counter() - started, 1)
+  (out() / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
+  print(json.dumps(about))
+
+
+class Autoencoder:
+  """The VAE of a model; also of a folder that holds nothing but `vae.safetensors`."""
+
+  def __init__(self, name: str):
+    shipped = pathlib.Path(sora_jax.weights.__file__).parent / name
+    found = build.load_autoencoder(str(shipped if shipped.is_dir() else name))
+    self.config, self.variables = found.network.config, jax.tree.map(jnp.asarray, found.variables)
+    self._encode = jax.jit(vae.encode, static_argnums=0)
+    self._decode = jax.jit(vae.decode, static_argnums=0)
+
+  def encode(self, video_THWC: np.ndarray) -> jax.Array:
+    """Normalised latents [t, h, w, Z] of uint8 frames."""
+    video = transforms.pad_frames(video_THWC, self.config.temporal)
+    video = transforms.to_float(transforms.pad_size(video, self.config.spatial))
+    return self._encode(self.config, self.variables, jnp.asarray(video)[None])[0]
+
+  def decode(self, latent_thwZ: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 frames of latents, cropped to a shape [T, H, W, 3]."""
+    T, H, W, _ = shape
+    video = np.asarray(self._decode(self.config, self.variables, latent_thwZ[None])[0])
+    return transforms.to_uint8(video[:T, :H, :W])
+
+  def __call__(self, video_THWC: np.ndarray) -> np.ndarray:
+    """A reconstruction."""
+    return self.decode(self.encode(video_THWC), video_THWC.shape)
+
+
+def trained_world(folder: pathlib.Path) -> WorldConfig | None:
+  """The world that a model's transformer was trained on, as its file says; None if it does not."""
+  story = store.load(folder / "dit.safetensors")[2]["provenance"] or {}
+  data = story.get("config", {}).get("data", {})
+  return WorldConfig(**data["world"]) if data.get("source") == "world" else None
+
+
+def above(videos: list[np.ndarray], gap: int = 2) -> np.ndarray:
+  """Videos of one shape as one, below each other."""
+  T, _, W, _ = videos[0].shape
+  line = np.full((T, gap, W, 3), 255, np.uint8)
+  parts = [part for video in videos for part in (video, line)]
+  return np.concatenate(parts[:-1], axis=1)

@@ -11,7 +11,7 @@ norm per head from ViT-22B (arXiv 2302.05442); fractional positions from NaViT (
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,14 @@ from sora_jax.nn.layers import (
   LayerNorm,
   Linear,
   RMSNorm,
-  layer_norm,
   stacked,
   xavier,
 )
 from sora_jax.ops import attention as attention_ops
 from sora_jax.ops import positions
-from sora_jax.ops.packing import Layout, take_rows
+from sora_jax.ops.linear import settle
+from sora_jax.ops.modulation import adaptive_norm, gated_sum
+from sora_jax.ops.packing import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,23 +73,23 @@ class DiTConfig:
   out_channels: int = 16
   text_width: int = 0
   classes: int = 0
-  modulation: Literal["single", "full"] = "single"
-  qk_norm: Literal["head", "full", "none"] = "head"
+  modulation: str = "single"
+  qk_norm: str = "head"
   qkv_bias: bool = False
   cross_norm: bool = True
   mlp_activation: str = "gelu_tanh"
-  position: Literal["rotary", "sincos"] = "rotary"
+  position: str = "rotary"
   rotary_theta: float = 1e4
   rotary_scale: Sequence[float] = (1.0, 1.0, 1.0)
-  rotary_method: Literal["none", "interpolate", "ntk"] = "none"
+  rotary_method: str = "none"
   fraction_octaves: int = 4
   size_condition: bool = True
   time_features: int = 256
   time_shift: float = 0.0
   norm_eps: float = 1e-6
-  remat: Literal["none", "block", "dots"] = "none"
+  remat: str = "none"
   scan_unroll: int = 1
-  dtype: Literal["float32", "bfloat16"] = "float32"
+  dtype: str = "float32"
 
   def __post_init__(self):
     for name in ("patch", "rotary_scale"):
@@ -148,7 +149,7 @@ class SelfAttention(nn.Module):
       (3, c.heads, c.head_size), ("width", "qkv", "heads", "head_size"), bias=c.qkv_bias,
       init=stacked(xavier(), 1), dtype=jnp.dtype(c.dtype), name="qkv",
     )(x_RLD)  # fmt: skip
-    q_RLAK, k_RLAK, v_RLAK = qkv_RL3AK[:, :, 0], qkv_RL3AK[:, :, 1], qkv_RL3AK[:, :, 2]
+    q_RLAK, k_RLAK, v_RLAK = unstack(qkv_RL3AK)
     q_RLAK, k_RLAK = qk_normed(c, q_RLAK, k_RLAK)
     if shared.cos_RLk is not None:
       q_RLAK = positions.rotate(q_RLAK, shared.cos_RLk, shared.sin_RLk)
@@ -173,11 +174,16 @@ class CrossAttention(nn.Module):
       (2, c.heads, c.head_size), ("width", "qkv", "heads", "head_size"), bias=c.qkv_bias,
       init=stacked(xavier(), 1), dtype=dtype, name="kv",
     )(shared.text_RMD)  # fmt: skip
-    q_RLAK, k_RMAK = qk_normed(c, q_RLAK, kv_RM2AK[:, :, 0])
-    out_RLAK = self.attention(
-      q_RLAK, k_RMAK, kv_RM2AK[:, :, 1], shared.segment_RL, shared.text_segment_RM
-    )
+    k_RMAK, v_RMAK = unstack(kv_RM2AK)
+    q_RLAK, k_RMAK = qk_normed(c, q_RLAK, k_RMAK)
+    out_RLAK = self.attention(q_RLAK, k_RMAK, v_RMAK, shared.segment_RL, shared.text_segment_RM)
     return project_heads(c, out_RLAK, init=nn.initializers.zeros)
+
+
+def unstack(parts_RLnAK: Array) -> list[Array]:
+  """Parts along the third axis; unlike indexing, its gradient is one concatenation."""
+  n = parts_RLnAK.shape[2]
+  return [part.squeeze(2) for part in jax.lax.split(parts_RLnAK, (1,) * n, axis=2)]
 
 
 def qk_normed(c: DiTConfig, q: Array, k: Array) -> tuple[Array, Array]:
@@ -199,11 +205,6 @@ def project_heads(c: DiTConfig, out_RLAK: Array, init=None) -> Array:
   )(out_RLAK)  # fmt: skip
 
 
-def modulate(x: Array, shift: Array, scale: Array, dtype: jnp.dtype) -> Array:
-  """x (1 + scale) + shift in float32, then the type of the product that follows."""
-  return (x * (1 + scale) + shift).astype(dtype)
-
-
 class Block(nn.Module):
   """Self-attention, cross-attention, MLP; gates of zero make it the identity at the start."""
 
@@ -215,22 +216,22 @@ class Block(nn.Module):
     self, x_RLD: Float[Array, "R L D"], shared: Shared
   ) -> tuple[Float[Array, "R L D"], None]:
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_RLD = nn.with_logical_constraint(x_RLD, ("row", "token", "width"))
+    x_RLD = nn.with_logical_constraint(settle(x_RLD), ("row", "token", "width"))
+    slot_RL = shared.slot_RL
     shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(shared)
-    h_RLD = modulate(layer_norm(x_RLD, c.norm_eps), shift1, scale1, dtype)
+    h_RLD = settle(adaptive_norm(x_RLD, shift1, scale1, slot_RL, c.norm_eps).astype(dtype))
     h_RLD = SelfAttention(c, self.attention, name="attention")(h_RLD, shared)
-    x_RLD = (x_RLD + gate1 * h_RLD).astype(x_RLD.dtype)
+    x_RLD = settle(gated_sum(x_RLD, h_RLD, gate1, slot_RL))
     if shared.text_RMD is not None:
       h_RLD = LayerNorm(c.norm_eps, name="cross_norm")(x_RLD) if c.cross_norm else x_RLD
-      h_RLD = CrossAttention(c, self.attention, name="cross")(h_RLD.astype(dtype), shared)
-      x_RLD = (x_RLD + h_RLD).astype(x_RLD.dtype)
-    h_RLD = modulate(layer_norm(x_RLD, c.norm_eps), shift2, scale2, dtype)
+      h_RLD = CrossAttention(c, self.attention, name="cross")(settle(h_RLD.astype(dtype)), shared)
+      x_RLD = settle((x_RLD + h_RLD).astype(x_RLD.dtype))
+    h_RLD = settle(adaptive_norm(x_RLD, shift2, scale2, slot_RL, c.norm_eps).astype(dtype))
     h_RLD = MLP(round(c.width * c.mlp_ratio), c.mlp_activation, dtype, name="mlp")(h_RLD)
-    x_RLD = (x_RLD + gate2 * h_RLD).astype(x_RLD.dtype)
-    return x_RLD, None
+    return gated_sum(x_RLD, h_RLD, gate2, slot_RL), None
 
   def modulation(self, shared: Shared) -> list[Array]:
-    """The six tables of this block, one vector per token: shift, scale, gate, twice."""
+    """The six tables of this block, one vector per slot: shift, scale, gate, twice."""
     c = self.config
     if c.modulation == "full":
       table_RQ6D = conditioning.Modulation(6, c.width, name="modulation")(shared.condition_RQX)
@@ -238,8 +239,7 @@ class Block(nn.Module):
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("modulation", "width"))
       own_6D = self.param("modulation", zeros, (6, c.width))
       table_RQ6D = shared.condition_RQX + own_6D[None, None]
-    token_RL6D = take_rows(table_RQ6D, shared.slot_RL)
-    return [token_RL6D[:, :, i] for i in range(6)]
+    return [table_RQ6D[:, :, i] for i in range(6)]
 
 
 class Head(nn.Module):
@@ -259,8 +259,8 @@ class Head(nn.Module):
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("modulation", "width"))
       own_2D = self.param("modulation", zeros, (2, c.width))
       table_RQ2D = condition_RQD[:, :, None] + own_2D[None, None]
-    token_RL2D = take_rows(table_RQ2D, slot_RL)
-    h_RLD = layer_norm(x_RLD, c.norm_eps) * (1 + token_RL2D[:, :, 1]) + token_RL2D[:, :, 0]
+    shift_RQD, scale_RQD = table_RQ2D[:, :, 0], table_RQ2D[:, :, 1]
+    h_RLD = settle(adaptive_norm(settle(x_RLD), shift_RQD, scale_RQD, slot_RL, c.norm_eps))
     return Linear(
       (c.cells * c.out_channels,), ("width", "patch"), init=nn.initializers.zeros, name="linear"
     )(h_RLD)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from sora_jax.ops.linear import linear
+
 Initializer = Callable[..., Array]
 
 
@@ -81,8 +83,7 @@ class Linear(nn.Module):
     shape = (*x.shape[-n:], *self.out)
     init = self.init or xavier(n)
     kernel = self.param("kernel", nn.with_logical_partitioning(init, self.names), shape)
-    contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
+    y = linear(x.astype(self.dtype), kernel.astype(self.dtype), n)
     if self.bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[n:])
       bias = self.param("bias", zeros, self.out).astype(self.dtype)

@@ -5,7 +5,6 @@ Each token names a time slot of its own segment; the row's table of Q slots hold
 One mechanism so serves one time per clip, clean prompt tokens, and one time per latent frame.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -109,36 +108,6 @@ def take_segments(table_RSX: Array, segment_RL: Int[Array, "R L"]) -> Array:
 def take_slots(time_RQ: Float[Array, "R Q"], slot_RL: Int[Array, "R L"]) -> Float[Array, "R L"]:
   """Gives each token the entry of its time slot (padding points at slot 0)."""
   return jnp.take_along_axis(time_RQ, slot_RL, axis=1, mode="clip")
-
-
-def take_rows(table_RQX: Array, index_RL: Int[Array, "R L"]) -> Array:
-  """Gives each token the row of a table `[R, Q, ...]` that its index names: `[R, L, ...]`.
-
-  The backward pass adds up with a product of matrices instead of a scatter, which no backend
-  does fast.
-  """
-  return _take_rows(table_RQX.shape[1], table_RQX, index_RL)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _take_rows(num_rows: int, table_RQX: Array, index_RL: Array) -> Array:
-  return jax.vmap(lambda table, index: jnp.take(table, index, axis=0, mode="clip"))(
-    table_RQX, index_RL
-  )
-
-
-def _take_rows_forward(num_rows: int, table_RQX: Array, index_RL: Array) -> tuple[Array, Array]:
-  return _take_rows(num_rows, table_RQX, index_RL), index_RL
-
-
-def _take_rows_backward(num_rows: int, index_RL: Array, given: Array) -> tuple[Array, None]:
-  R, L = index_RL.shape
-  hot_RQL = index_RL[:, None, :] == jnp.arange(num_rows)[None, :, None]
-  summed = jnp.einsum("rql,rlx->rqx", hot_RQL.astype(given.dtype), given.reshape(R, L, -1))
-  return summed.reshape(R, num_rows, *given.shape[2:]), None
-
-
-_take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
 def members(segment_RL: Int[Array, "R L"], num_segments: int) -> Bool[Array, "R S L"]:

@@ -1,0 +1,332 @@
+"""How much of the machine's matrix rate does a train step of the diffusion transformer reach?
+
+  python experiments/benchmarks/train_step.py [--sizes=tiny,w512] [--seconds=60]
+
+Work is (6 x parameters x real tokens + attention inside segments) floating-point operations, rate
+is that over the time of a whole step (forward, backward, AdamW), the machine's rate a product of
+two 2048 x 2048 float32 matrices. All of them are timed in turn within one run, so that what else
+the machine does falls on each alike; both the best and the middle of the times are reported.
+`plain` is the same shape of network written straight down: GELU-tanh, no fences, one clip a line;
+once on clips that all have the mean length, and once on the packed clips padded to the longest.
+The last line is one JSON object.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import tempfile
+import time
+
+from sora_jax.train.host_memory import keep_freed_memory
+
+KEPT = keep_freed_memory(3 << 30)
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+from flax import linen as nn  # noqa: E402
+
+from sora_jax.nn.dit import DiT, DiTConfig  # noqa: E402
+from sora_jax.ops import packing  # noqa: E402
+
+GRIDS = [(3, 6, 6), (3, 4, 8), (3, 8, 4), (3, 5, 7), (3, 7, 5), (1, 6, 6), (1, 4, 8), (1, 8, 4),
+         (2, 6, 6), (1, 5, 7), (1, 4, 5), (1, 4, 4)]  # fmt: skip
+"""Token grids of the clips and pictures that are mixed; five aspect ratios, three durations."""
+
+TEXT_TOKENS = 16
+SIZES = {
+  "tiny": dict(
+    config=DiTConfig(
+      width=192, depth=6, heads=3, in_channels=20, out_channels=8, text_width=128,
+      mlp_activation="relu_squared", scan_unroll=6,
+    ),
+    rows=32, row_len=128, segments=6,
+  ),
+  "w512": dict(
+    config=DiTConfig(
+      width=512, depth=4, heads=8, in_channels=20, out_channels=8, text_width=128,
+      mlp_activation="relu_squared", scan_unroll=4,
+    ),
+    rows=16, row_len=128, segments=6,
+  ),
+}  # fmt: skip
+
+
+def fill_rows(size: dict, rng: np.random.Generator) -> list[list[tuple]]:
+  """Random clips, row by row, until nothing of the mix fits."""
+  rows = []
+  for _ in range(size["rows"]):
+    row, left = [], size["row_len"]
+    while len(row) < size["segments"]:
+      fitting = [grid for grid in GRIDS if np.prod(grid) <= left]
+      if not fitting:
+        break
+      if left < 60:
+        fitting = [max(fitting, key=np.prod)]
+      grid = fitting[rng.integers(len(fitting))]
+      row.append((grid, 12.0 if grid[0] > 1 else 0.0))
+      left -= int(np.prod(grid))
+    rows.append(row)
+  return rows
+
+
+def packed_batch(size: dict, rows: list, rng: np.random.Generator) -> dict:
+  """Tokens, times, layout and text of packed rows, all random."""
+  c, R, L, S = size["config"], size["rows"], size["row_len"], size["segments"]
+  tables = packing.place(rows, L, S)
+  M = S * TEXT_TOKENS
+  text_segment = np.zeros((R, M), np.int32)
+  for r, row in enumerate(rows):
+    text_segment[r, : len(row) * TEXT_TOKENS] = 1 + np.arange(len(row)).repeat(TEXT_TOKENS)
+  return dict(
+    tokens=normal(rng, R, L, c.cells * c.in_channels),
+    time=jnp.asarray(rng.uniform(size=(R, S)), jnp.float32),
+    layout=packing.layout_of({**tables, "text_segment": text_segment}),
+    text=normal(rng, R, M, c.text_width),
+    target=normal(rng, R, L, c.cells * c.out_channels),
+  )
+
+
+def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
+  return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+
+def packed_loss(config: DiTConfig, params: dict, batch: dict) -> jax.Array:
+  out = DiT(config).apply(
+    {"params": params}, batch["tokens"], batch["time"], batch["layout"], batch["text"]
+  )
+  real = (batch["layout"].segment_RL > 0)[..., None]
+  return jnp.where(real, jnp.square(out - batch["target"]), 0).sum() / real.sum()
+
+
+def plain_batch(config: DiTConfig, lengths: list[int], rng: np.random.Generator) -> dict:
+  """One clip a line, padded to the longest."""
+  B, N = len(lengths), max(lengths)
+  angle = normal(rng, B, N, config.head_size // 2)
+  return dict(
+    tokens=normal(rng, B, N, config.cells * config.in_channels),
+    time=jnp.asarray(rng.uniform(size=(B,)), jnp.float32),
+    text=normal(rng, B, TEXT_TOKENS, config.text_width),
+    target=normal(rng, B, N, config.cells * config.out_channels),
+    real=jnp.asarray(np.arange(N)[None] < np.asarray(lengths)[:, None]),
+    cos=jnp.cos(angle), sin=jnp.sin(angle),
+  )  # fmt: skip
+
+
+def plain_attend(q, k, v, real):
+  """Dense attention, all keys of the line that are real."""
+  score = jnp.einsum("blak,bmak->balm", q, k) * q.shape[-1] ** -0.5
+  score = jnp.where(real[:, None, None, :], score, -1e30)
+  return jnp.einsum("balm,bmak->blak", jax.nn.softmax(score), v)
+
+
+def plain_norm(x):
+  x = x - x.mean(-1, keepdims=True)
+  return x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+
+
+def plain_rms(x, gain):
+  return x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6) * gain
+
+
+def plain_rotate(x, cos, sin):
+  a, b = jnp.split(x, 2, axis=-1)
+  cos, sin = cos[:, :, None], sin[:, :, None]
+  return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+def plain_block(config: DiTConfig, x, w, batch, modulation_B6D, text_BMD):
+  """The block of `nn.dit` as one would write it first."""
+  shift1, scale1, gate1, shift2, scale2, gate2 = (
+    part[:, None] for part in jnp.moveaxis(modulation_B6D + w["modulation"], 1, 0)
+  )
+  heads = lambda y: y.reshape(*y.shape[:2], -1, config.heads, config.head_size)  # noqa: E731
+  h = plain_norm(x) * (1 + scale1) + shift1
+  qkv = heads(h @ w["attention"]["qkv"]["kernel"].reshape(config.width, -1))
+  q = plain_rms(qkv[:, :, 0], w["attention"]["q_norm"]["scale"])
+  k = plain_rms(qkv[:, :, 1], w["attention"]["k_norm"]["scale"])
+  q, k = (plain_rotate(y, batch["cos"], batch["sin"]) for y in (q, k))
+  h = plain_attend(q, k, qkv[:, :, 2], batch["real"])
+  x = x + gate1 * jnp.einsum("blak,akd->bld", h, w["attention"]["out"]["kernel"])
+  h = plain_norm(x) * w["cross_norm"]["scale"] + w["cross_norm"]["bias"]
+  q = heads(h @ w["cross"]["q"]["kernel"].reshape(config.width, -1))[:, :, 0]
+  kv = heads(text_BMD @ w["cross"]["kv"]["kernel"].reshape(config.width, -1))
+  q = plain_rms(q, w["cross"]["q_norm"]["scale"])
+  k = plain_rms(kv[:, :, 0], w["cross"]["k_norm"]["scale"])
+  h = plain_attend(q, k, kv[:, :, 1], jnp.ones(kv.shape[:2], bool))
+  x = x + jnp.einsum("blak,akd->bld", h, w["cross"]["out"]["kernel"])
+  h = plain_norm(x) * (1 + scale2) + shift2
+  h = jax.nn.gelu(h @ w["mlp"]["up"]["kernel"] + w["mlp"]["up"]["bias"], approximate=True)
+  return x + gate2 * (h @ w["mlp"]["down"]["kernel"] + w["mlp"]["down"]["bias"])
+
+
+def plain_loss(config: DiTConfig, params: dict, batch: dict) -> jax.Array:
+  """Uses the parameters of `DiT` that do the work per token, and its conditioning by time."""
+  dense = lambda w, x: x @ w["kernel"] + w["bias"]  # noqa: E731
+  angle = 1000 * batch["time"][:, None] * jnp.exp(-jnp.arange(128) / 14.0)
+  features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+  time_mlp = params["time"]["mlp"]
+  condition = dense(time_mlp["down"], jax.nn.silu(dense(time_mlp["up"], features)))
+  shared = params["modulation"]["linear"]
+  modulation = jnp.einsum("bd,dpe->bpe", jax.nn.silu(condition), shared["kernel"]) + shared["bias"]
+  text = dense(params["text"]["down"], jax.nn.gelu(dense(params["text"]["up"], batch["text"])))
+  x = dense(params["embed"], batch["tokens"])
+  for i in range(config.depth):
+    w = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
+    x = plain_block(config, x, w, batch, modulation, text)
+  shift, scale = condition[:, None] + params["head"]["modulation"][:, None, None]
+  out = dense(params["head"]["linear"], plain_norm(x) * (1 + scale) + shift)
+  error = jnp.square(out - batch["target"])
+  return jnp.where(batch["real"][..., None], error, 0).sum() / batch["real"].sum()
+
+
+class Step:
+  """A compiled train step with its state; calling it runs one step to its end."""
+
+  def __init__(self, loss, config: DiTConfig, params: dict, batch: dict):
+    optimizer = optax.adamw(1e-3)
+
+    def step(params, moments, batch):
+      value, gradient = jax.value_and_grad(lambda p: loss(config, p, batch))(params)
+      update, moments = optimizer.update(gradient, moments, params)
+      return optax.apply_updates(params, update), moments, value
+
+    self.batch = batch
+    self.state = jax.tree.map(jnp.copy, params), optimizer.init(params)
+    self.compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*self.state, batch).compile()
+
+  def __call__(self):
+    *self.state, value = self.compiled(*self.state, self.batch)
+    return value.block_until_ready()
+
+
+def time_in_turn(runs: dict, seconds: float) -> dict[str, np.ndarray]:
+  """Seconds and CPU seconds of every call, all functions called in turn: name -> `[n, 2]`."""
+  times = collections.defaultdict(list)
+  for run in runs.values():
+    run()
+    run()
+  end = time.perf_counter() + seconds
+  while time.perf_counter() < end or len(times["matmul"]) < 9:
+    for name, run in runs.items():
+      wall, cpu = time.perf_counter(), time.process_time()
+      run()
+      times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+  return {name: np.array(values) for name, values in times.items()}
+
+
+def work(config: DiTConfig, num_params: int, lengths: list[int]) -> float:
+  """6 x parameters x tokens, and products inside attention: 2 forward, 4 backward, for each."""
+  pairs = sum(n * n + n * TEXT_TOKENS for n in lengths)
+  return 6 * num_params * sum(lengths) + 12 * config.width * config.depth * pairs
+
+
+CLASSES = (
+  ("attention: products of heads", r"(attention|cross)/dot_general.*heads"),
+  ("matrix products", r"dot_general|transpose\b.*dot"),
+  ("attention: softmax, norms, rotation, transposes", r"/(attention|cross)/"),
+  ("MLP: activation and biases", r"/mlp/"),
+  ("norms, modulation, gates, residuals", r"/blocks"),
+  ("conditions, embedding, head", r"DiT"),
+)
+
+
+def profile(step: Step, calls: int = 10) -> dict[str, float]:
+  """Share of the time of compiled operations by kind, from a trace; AdamW is what is left."""
+  text = step.compiled.as_text()
+  found = re.finditer(
+    r'^\s*(?:ROOT )?%?([\w.\-]+) = (\S+) ([\w\-]+)\(.*?(?:op_name="([^"]*)")?(?: stack|}|$)',
+    text, re.M,
+  )  # fmt: skip
+  names = {m[1]: ((m[4] or ""), m[2], m[3]) for m in found}
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      for _ in range(calls):
+        step()
+    (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+    data = jax.profiler.ProfileData.from_file(str(path))
+  total = collections.Counter()
+  for plane in data.planes:
+    for line in plane.lines:
+      for event in line.events:
+        op = dict(event.stats).get("hlo_op")
+        if op:
+          name, shape, _ = names.get(op, ("", "", ""))
+          heads = " heads" if re.search(r"\[\d+,\d+,\d+,\d+\]", shape) else ""
+          kinds = (kind for kind, pattern in CLASSES if re.search(pattern, name + heads))
+          total[next(kinds, "AdamW and the rest")] += event.duration_ns
+  return {kind: round(value / sum(total.values()), 3) for kind, value in total.most_common()}
+
+
+def measure(name: str, seconds: float) -> dict:
+  """All figures of one size."""
+  size, rng = SIZES[name], np.random.default_rng(0)
+  config = size["config"]
+  rows = fill_rows(size, rng)
+  lengths = [int(np.prod(grid)) for row in rows for grid, _ in row]
+  batch = packed_batch(size, rows, rng)
+  arguments = (batch["tokens"], batch["time"], batch["layout"], batch["text"])
+  params = nn.meta.unbox(jax.jit(DiT(config).init)(jax.random.key(0), *arguments))["params"]
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+  mean = round(np.mean(lengths))
+  equal = [mean] * (size["rows"] * size["row_len"] // mean)
+  square = jnp.ones((2048, 2048))
+  product = jax.jit(lambda a, b: a @ b)
+  runs = {
+    "matmul": lambda: product(square, square).block_until_ready(),
+    "ours": Step(packed_loss, config, params, batch),
+    "gelu": Step(
+      packed_loss, dataclasses.replace(config, mlp_activation="gelu_tanh"), params, batch
+    ),
+    "plain": Step(plain_loss, config, params, plain_batch(config, equal, rng)),
+    "plain_padded": Step(plain_loss, config, params, plain_batch(config, lengths, rng)),
+  }
+  flops = dict.fromkeys(runs, work(config, num_params, lengths))
+  flops["matmul"], flops["plain"] = 2 * 2048**3, work(config, num_params, equal)
+  times = time_in_turn(runs, seconds)
+  rates = {
+    kind: {run: flops[run] / reduce(times[run][:, column]) for run in runs}
+    for kind, reduce, column in (("best", np.min, 0), ("middle", np.median, 0), ("cpu", np.min, 1))
+  }
+  tokens = sum(lengths)
+  return {
+    "size": name, "width": config.width, "depth": config.depth, "parameters": num_params,
+    "real_tokens": tokens, "fill": round(tokens / size["rows"] / size["row_len"], 4),
+    "segments": len(lengths), "steps_timed": len(times["ours"]),
+    "attention_share_of_work": round(1 - 6 * num_params * tokens / flops["ours"], 4),
+    "matmul_gflops": {kind: round(rate["matmul"] / 1e9, 1) for kind, rate in rates.items()},
+    "fraction_of_matmul": {
+      kind: {run: round(rate[run] / rate["matmul"], 3) for run in runs if run != "matmul"}
+      for kind, rate in rates.items()
+    },
+    "times_plain": {kind: round(rate["ours"] / rate["plain"], 3) for kind, rate in rates.items()},
+    "times_plain_padded": {
+      kind: round(rate["ours"] / rate["plain_padded"], 3) for kind, rate in rates.items()
+    },
+    "tokens_per_sec": round(tokens / np.min(times["ours"][:, 0])),
+    "profile": profile(runs["ours"]),
+  }  # fmt: skip
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--sizes", default="tiny,w512")
+  parser.add_argument("--seconds", type=float, default=60)
+  flags = parser.parse_args()
+  results = []
+  for name in flags.sizes.split(","):
+    results.append(measure(name, flags.seconds))
+    print(json.dumps(results[-1], indent=2), flush=True)
+  print(json.dumps({
+    "benchmark": "train_step", "jax": jax.__version__, "cores": os.cpu_count(),
+    "load_average": os.getloadavg()[0], "memory_kept": KEPT, "results": results,
+  }))  # fmt: skip
+
+
+if __name__ == "__main__":
+  main()

@@ -112,8 +112,9 @@ class CausalConv(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
     init = nn.initializers.zeros if self.zero else fan_in
-    kernel = self.param("kernel", init, (*self.kernel, x.shape[-1], self.out)).astype(self.dtype)
-    bias = self.param("bias", nn.initializers.zeros, (self.out,)).astype(self.dtype)
+    kernel = self.param("kernel", init, (*self.kernel, x.shape[-1], self.out))
+    kernel = jnp.asarray(kernel, self.dtype)
+    bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (self.out,)), self.dtype)
     x = x.astype(self.dtype)
     past = recall(self, x, self.kernel[0] - 1, mode)
     return causal_conv(x, kernel, past, self.lowering) + bias[None, None, None, None]
@@ -148,7 +149,7 @@ class ChannelNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-    gain = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    gain = jnp.asarray(self.param("scale", nn.initializers.ones, (x.shape[-1],)))
     y = x.astype(jnp.float32)
     y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
     return (y * gain.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
@@ -162,8 +163,8 @@ class SpaceDown(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T h w C"]:
     C = x.shape[-1]
-    kernel = self.param("kernel", fan_in, (3, 3, C, C)).astype(self.dtype)
-    bias = self.param("bias", nn.initializers.zeros, (C,)).astype(self.dtype)
+    kernel = jnp.asarray(self.param("kernel", fan_in, (3, 3, C, C)), self.dtype)
+    bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (C,)), self.dtype)
     return frames2d(x, kernel, 2) + bias[None, None, None, None]
 
 
@@ -175,8 +176,8 @@ class SpaceUp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T h w C"]) -> Float[Array, "B T H W O"]:
-    kernel = self.param("kernel", fan_in, (3, 3, x.shape[-1], self.out)).astype(self.dtype)
-    bias = self.param("bias", nn.initializers.zeros, (self.out,)).astype(self.dtype)
+    kernel = jnp.asarray(self.param("kernel", fan_in, (3, 3, x.shape[-1], self.out)), self.dtype)
+    bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (self.out,)), self.dtype)
     x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
     return frames2d(x, kernel) + bias[None, None, None, None]
 
@@ -192,8 +193,8 @@ class TimeDown(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
     C = x.shape[-1]
-    kernel = self.param("kernel", latest, (3, C, C)).astype(self.dtype)
-    bias = self.param("bias", nn.initializers.zeros, (C,)).astype(self.dtype)
+    kernel = jnp.asarray(self.param("kernel", latest, (3, C, C)), self.dtype)
+    bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (C,)), self.dtype)
     past = recall(self, x, 1, mode)
     if mode == "first" or x.shape[1] == 1 and past is None:
       return x
@@ -218,8 +219,8 @@ class TimeUp(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
     B, T, H, W, C = x.shape
-    kernel = self.param("kernel", twice_latest, (3, C, 2 * C)).astype(self.dtype)
-    bias = self.param("bias", nn.initializers.zeros, (2 * C,)).astype(self.dtype)
+    kernel = jnp.asarray(self.param("kernel", twice_latest, (3, C, 2 * C)), self.dtype)
+    bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (2 * C,)), self.dtype)
     seen = x if mode == "next" or not self.blind else x.at[:, 0].set(0)
     past = recall(self, seen, 2, mode)
     if mode == "first" or T == 1 and past is None:

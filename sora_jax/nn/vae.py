@@ -25,6 +25,8 @@ from sora_jax.nn.vae_blocks import ACTIVATIONS, Decoder, Encoder, from_cells, to
 
 ATTENTIONS = ("none", "frame", "window")
 LOGVAR_RANGE = (-30.0, 20.0)
+LOGVAR_TOP = 4.0
+"""Soft upper bound of log variances: a hard one stops gradients, none lets one bad step blow up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +43,15 @@ class VAEConfig:
     time_down, space_down: whether each step between levels halves time, and space.
     stem_patch: side of the pixel cells that enter as channels: 1, 2 or 4.
     stem_frames: frames per cell, 1, 2 or 4; the first frame stands alone, repeated.
+    shortcut: linear paths from cells to latents and back, beside the networks: they carry flat
+      colours from the first step on, which the norms before the last convolutions would have to
+      learn around. Only for networks of one level, whose cells are the latents'.
     decoder_width: `width` of the decoder; 0 = the same.
     mid_attention: at the coarsest level, over each "frame", over fixed tiles of it ("window"), or
       "none". Only the last two let tiles equal the whole.
     window: side of those tiles, in latent cells.
     activation: of the residual blocks, "silu" or "relu".
+    norm_eps: added to mean squares of channels.
     wan_compat: keep Wan's blind first frame in the decoder, see `causal_conv.TimeUp`.
     conv: lowering of the 3-D convolutions, see `causal_conv.causal_conv`.
     dtype: of activations; parameters, statistics and results are float32.
@@ -62,10 +68,12 @@ class VAEConfig:
   space_down: tuple[bool, ...] = (True, True)
   stem_patch: int = 1
   stem_frames: int = 1
+  shortcut: bool = False
   decoder_width: int = 0
   mid_attention: str = "none"
   window: int = 8
   activation: str = "silu"
+  norm_eps: float = 1e-6
   wan_compat: bool = False
   conv: str = "auto"
   dtype: str = "float32"
@@ -95,6 +103,8 @@ class VAEConfig:
         f"width={self.width}, mult={self.mult}, latent={self.latent}, window={self.window}, "
         f"res_blocks={self.res_blocks}; all must be positive (res_blocks: 0 and up)"
       )
+    if self.shortcut and steps:
+      raise ValueError(f"shortcut needs a network of one level; mult={self.mult} has {steps + 1}")
     channels = (self.decoder_width or self.width, *(m for m in self.mult))
     if any(self.space_down) and any(channels[0] * m % 2 for m in self.mult[1:]):
       raise ValueError(f"the decoder's channels {channels[0]} x {self.mult[1:]} must be even")
@@ -118,7 +128,8 @@ class VAEConfig:
 SIZES: dict[str, VAEConfig] = {
   "nano": VAEConfig(width=8, mult=(1, 2, 2), latent=4, time_down=(False, True)),
   "tiny": VAEConfig(
-    width=128, mult=(1,), res_blocks=2, time_down=(), space_down=(), stem_patch=4, stem_frames=4,
+    width=96, mult=(1,), res_blocks=0, taps=1, latent=16, time_down=(), space_down=(),
+    stem_patch=4, stem_frames=4, shortcut=True,
   ),
   "base": VAEConfig(
     width=64, mult=(1, 2, 4, 4), res_blocks=2, latent=16, time_down=(False, True, True),
@@ -169,6 +180,8 @@ class CausalVAE(nn.Module):
       )
     cells = to_cells(video_BTHWC, c.stem_patch, c.stem_frames, first=mode != "next")
     mean, logvar = jnp.split(self.encoder(cells, mode).astype(jnp.float32), 2, axis=-1)
+    if not c.wan_compat:
+      logvar = LOGVAR_TOP - jax.nn.softplus(LOGVAR_TOP - logvar)
     return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
   def decode(

@@ -48,7 +48,9 @@ class ResBlock(nn.Module):
   """x + conv(act(norm(conv(act(norm(x)))))), with a 1x1x1 convolution on x if widths differ."""
 
   out: int
+  taps: int = 3
   activation: str = "silu"
+  eps: float = 1e-6
   lowering: str = "auto"
   dtype: jnp.dtype = jnp.float32
 
@@ -56,9 +58,12 @@ class ResBlock(nn.Module):
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
     act = ACTIVATIONS[self.activation]
     conv = dict(lowering=self.lowering, dtype=self.dtype)
-    y = CausalConv(self.out, name="conv1", **conv)(act(ChannelNorm(name="norm1")(x)), mode)
-    y = act(ChannelNorm(name="norm2")(y))
-    y = CausalConv(self.out, zero=True, name="conv2", **conv)(y, mode)
+    kernel = (self.taps, 3, 3)
+    y = CausalConv(self.out, kernel, name="conv1", **conv)(
+      act(ChannelNorm(self.eps, name="norm1")(x)), mode
+    )
+    y = act(ChannelNorm(self.eps, name="norm2")(y))
+    y = CausalConv(self.out, kernel, zero=True, name="conv2", **conv)(y, mode)
     if x.shape[-1] != self.out:
       x = CausalConv(self.out, (1, 1, 1), name="shortcut", **conv)(x, mode)
     return x + y
@@ -71,12 +76,13 @@ class FrameAttention(nn.Module):
   """
 
   window: int = 0
+  eps: float = 1e-6
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
     B, T, H, W, C = x.shape
-    y = ChannelNorm(name="norm")(x)
+    y = ChannelNorm(self.eps, name="norm")(x)
     qkv = nn.Dense(3 * C, dtype=self.dtype, name="qkv")(y)
     window = (self.window, self.window) if self.window else (H, W)
     qkv, mask = _windows(qkv.reshape(B * T, H, W, 3 * C), window)
@@ -117,6 +123,7 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
     c, dtype, conv = _options(self.config)
+    cells = x
     x = CausalConv(c.width * c.mult[0], name="conv_in", **conv)(x, mode)
     for i, mult in enumerate(c.mult):
       for j in range(c.res_blocks):
@@ -126,8 +133,10 @@ class Encoder(nn.Module):
       if i < len(c.time_down) and c.time_down[i]:
         x = TimeDown(dtype, name=f"level{i}_time")(x, mode)
     x = _mid(c, x, mode)
-    x = ACTIVATIONS[c.activation](ChannelNorm(name="norm_out")(x))
+    x = ACTIVATIONS[c.activation](ChannelNorm(c.norm_eps, name="norm_out")(x))
     x = CausalConv(2 * c.latent, name="conv_out", **conv)(x, mode)
+    if c.shortcut:
+      x = x + CausalConv(2 * c.latent, (1, 3, 3), name="shortcut", **conv)(cells, mode)
     return CausalConv(2 * c.latent, (1, 1, 1), name="quant", **conv)(x, mode)
 
 
@@ -140,7 +149,7 @@ class Decoder(nn.Module):
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
     c, dtype, conv = _options(self.config)
     width = c.decoder_width or c.width
-    x = CausalConv(c.latent, (1, 1, 1), name="quant", **conv)(x, mode)
+    x = latent = CausalConv(c.latent, (1, 1, 1), name="quant", **conv)(x, mode)
     x = CausalConv(width * c.mult[-1], name="conv_in", **conv)(x, mode)
     x = _mid(c, x, mode)
     for i in reversed(range(len(c.mult))):
@@ -150,8 +159,12 @@ class Decoder(nn.Module):
         x = TimeUp(c.wan_compat, dtype, name=f"level{i}_time")(x, mode)
       if i and c.space_down[i - 1]:
         x = SpaceUp(x.shape[-1] // 2, dtype, name=f"level{i}_space")(x)
-    x = ACTIVATIONS[c.activation](ChannelNorm(name="norm_out")(x))
-    return CausalConv(3 * c.stem_frames * c.stem_patch**2, name="conv_out", **conv)(x, mode)
+    x = ACTIVATIONS[c.activation](ChannelNorm(c.norm_eps, name="norm_out")(x))
+    pixels = 3 * c.stem_frames * c.stem_patch**2
+    x = CausalConv(pixels, name="conv_out", **conv)(x, mode)
+    if c.shortcut:
+      x = x + CausalConv(pixels, (1, 3, 3), name="shortcut", **conv)(latent, mode)
+    return x
 
 
 def _options(config):
@@ -160,7 +173,8 @@ def _options(config):
 
 
 def _res(config, out, name):
-  return ResBlock(out, config.activation, config.conv, jnp.dtype(config.dtype), name=name)
+  c = config
+  return ResBlock(out, c.taps, c.activation, c.norm_eps, c.conv, jnp.dtype(c.dtype), name=name)
 
 
 def _mid(config, x, mode):
@@ -168,5 +182,6 @@ def _mid(config, x, mode):
   x = _res(config, x.shape[-1], "mid_block0")(x, mode)
   if config.mid_attention != "none":
     window = config.window if config.mid_attention == "window" else 0
-    x = FrameAttention(window, jnp.dtype(config.dtype), name="mid_attention")(x)
+    dtype = jnp.dtype(config.dtype)
+    x = FrameAttention(window, config.norm_eps, dtype, name="mid_attention")(x)
   return _res(config, x.shape[-1], "mid_block1")(x, mode)

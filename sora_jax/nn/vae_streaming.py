@@ -81,8 +81,10 @@ def decode_stream(
   """
   run, state, given = programs(config), None, 0
   if hasattr(latents, "ndim"):
-    latents = (latents[:, i] for i in range(latents.shape[1]))
-  for latent in latents:
+    one_by_one = (latents[:, i] for i in range(latents.shape[1]))
+  else:
+    one_by_one = latents
+  for latent in one_by_one:
     latent = jnp.asarray(latent)[:, None]
     if state is None:
       video, state = run["decode_first"](variables, latent)

@@ -1,0 +1,80 @@
+"""Copied random weights of diffusers' AutoencoderKLWan give its outputs."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.nn import vae, vae_import, vae_streaming
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+def live(**options):
+  for module in ("torch", "diffusers"):
+    pytest.importorskip(module)
+  spec = importlib.util.spec_from_file_location("make_wan_vae", GOLDEN / "make_wan_vae.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.make(**options)
+
+
+def saved():
+  return dict(np.load(GOLDEN / "wan_vae.npz"))
+
+
+def ours(case):
+  theirs = json.loads(str(case["config"]))
+  weights = {k.removeprefix("weights/"): v for k, v in case.items() if k.startswith("weights/")}
+  return vae_import.wan_config(theirs), vae_import.wan_variables(theirs, weights)
+
+
+def last(x):
+  """Torch's [B, C, T, H, W] with channels last."""
+  return np.moveaxis(x, 1, -1)
+
+
+def check(case):
+  config, variables = ours(case)
+  network = vae.CausalVAE(config)
+  encode = jax.jit(lambda x: network.apply(variables, x, method="encode"))
+  mean, logvar = encode(jnp.asarray(last(case["video"])))
+  assert np.abs(case["mean"]).max() > 0.1 and np.abs(case["decoded"]).std() > 0.01
+  np.testing.assert_allclose(mean, last(case["mean"]), atol=1e-4)
+  np.testing.assert_allclose(logvar, last(case["logvar"]), atol=1e-4)
+  decode = jax.jit(lambda z: network.apply(variables, z, method="decode"))
+  latent = jnp.asarray(last(case["mean"])) * 0.3
+  decoded = jnp.clip(decode(latent), -1, 1)
+  np.testing.assert_allclose(decoded, last(case["decoded"]), atol=1e-4)
+  return config, variables, latent
+
+
+def test_equals_the_stored_outputs_whole_and_in_chunks():
+  case = saved()
+  config, variables, latent = check(case)
+  normalised = vae.CausalVAE(config).apply(variables, latent, method="normalise")
+  pieces = list(vae_streaming.decode_stream(config, variables, normalised))
+  np.testing.assert_allclose(np.concatenate(pieces, 1), last(case["decoded"]), atol=1e-4)
+  np.testing.assert_allclose(variables["stats"]["std_Z"], [1.0, 2.0, 0.5, 1.5])
+
+
+@pytest.mark.oracle
+def test_equals_diffusers_live():
+  check(live(seed=1, base_dim=8, mult=(1, 2, 2, 2), side=32))
+
+
+def test_weights_that_do_not_fit_are_named():
+  case = saved()
+  theirs = json.loads(str(case["config"]))
+  weights = {k.removeprefix("weights/"): v for k, v in case.items() if k.startswith("weights/")}
+  with pytest.raises(ValueError, match="no place in our network, such as extra"):
+    vae_import.wan_variables(theirs, {**weights, "extra": np.zeros(1)})
+  weights.pop("decoder.conv_in.bias")
+  with pytest.raises(ValueError, match="decoder.conv_in.bias is missing"):
+    vae_import.wan_variables(theirs, weights)
+  with pytest.raises(ValueError, match="is_residual"):
+    vae_import.wan_config({**theirs, "is_residual": True})

@@ -1,0 +1,129 @@
+"""Attention within segments: every implementation against the definition, that against torch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.ops.attention import attention, reference_attention
+from sora_jax.ops.block_attention import block_attention
+from sora_jax.ops.block_plan import block_plan, shared_blocks
+
+IMPLEMENTATIONS = {
+  "written out": attention,
+  "blocks of 8": functools.partial(block_attention, block=8),
+  "one block": functools.partial(block_attention, block=128),
+}
+SELF = jnp.array(
+  [[1] * 9 + [2] + [3] * 12 + [4] * 5 + [0] * 3, [1] * 30, [0] * 30, [1, 2, 3] + [0] * 27]
+)
+TEXT = jnp.array(
+  [[1] * 3 + [2] * 2 + [4] * 4 + [0] * 2, [1] * 11, [1] * 4 + [0] * 7, [1, 2, 2, 3] + [0] * 7]
+)
+"""Rows with padding, one segment, padding alone, one-token segments; one segment has no text."""
+
+
+def heads(key, segment, count=3, dtype=jnp.float32):
+  keys = jax.random.split(key, count)
+  return [jax.random.normal(k, (*segment.shape, 2, 6)).astype(dtype) for k in keys]
+
+
+def inputs(key, cross, dtype=jnp.float32):
+  keys_segment = TEXT if cross else SELF
+  (q,) = heads(key, SELF, 1, dtype)
+  k, v = heads(jax.random.fold_in(key, 1), keys_segment, 2, dtype)
+  return (q, k, v), (SELF, keys_segment)
+
+
+def both(implementation):
+  @jax.jit
+  def run(qkv, segments, given):
+    out, pull = jax.vjp(lambda *x: implementation(*x, *segments), *qkv)
+    return out, pull(given)
+
+  return run
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("cross", [False, True])
+# bf16: weights and products are rounded to 8 bits at different places
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_implementations_agree_with_the_definition(name, cross, dtype, tolerance, key):
+  qkv, segments = inputs(key, cross, dtype)
+  given = jax.random.normal(key, qkv[0].shape).astype(dtype)
+  out, gradient = both(IMPLEMENTATIONS[name])(qkv, segments, given)
+  want, want_gradient = both(reference_attention)(qkv, segments, given)
+  assert out.dtype == dtype
+  for got, wanted in zip((out, *gradient), (want, *want_gradient)):
+    wanted = np.asarray(wanted, np.float32)
+    np.testing.assert_allclose(
+      np.asarray(got, np.float32), wanted, atol=tolerance * np.abs(wanted).max(), rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", ["reference", *IMPLEMENTATIONS])
+@pytest.mark.parametrize("cross", [False, True])
+def test_nothing_leaks_and_padding_is_zero(name, cross, key):
+  run = both(IMPLEMENTATIONS.get(name, reference_attention))
+  (q, k, v), (segment, key_segment) = inputs(key, cross)
+  mine, my_keys = segment == 1, key_segment == 1
+  given = jnp.where(mine[..., None, None], 1.0, 0.0) * jax.random.normal(key, q.shape)
+  out, gradient = run((q, k, v), (segment, key_segment), given)
+  assert not np.asarray(out)[np.asarray(segment) == 0].any()
+  assert np.isfinite(out).all() and all(np.isfinite(g).all() for g in gradient)
+  for got, own in zip(gradient, (mine, my_keys, my_keys)):
+    assert not np.asarray(got)[~np.asarray(own)].any()
+    assert np.asarray(got)[np.asarray(own)].any()
+  other = [
+    jnp.where(own[..., None, None], x, 50 * x - 3)
+    for x, own in zip((q, k, v), (mine, my_keys, my_keys))
+  ]
+  moved, _ = run(other, (segment, key_segment), given)
+  assert np.array_equal(np.asarray(out)[np.asarray(mine)], np.asarray(moved)[np.asarray(mine)])
+
+
+def test_a_segment_without_keys_gets_zero(key):
+  qkv, segments = inputs(key, True)
+  for implementation in (reference_attention, *IMPLEMENTATIONS.values()):
+    out = np.asarray(implementation(*qkv, *segments))
+    assert not out[0][np.asarray(SELF[0]) == 3].any()
+    assert out[0][np.asarray(SELF[0]) == 4].all()
+
+
+@pytest.mark.oracle
+def test_definition_equals_torch(key):
+  torch = pytest.importorskip("torch")
+  qkv, (segment, key_segment) = inputs(key, False)
+  real = np.asarray(segment) > 0
+  mask = np.asarray(segment[:, :, None] == key_segment[:, None, :]) & real[:, :, None]
+  mask |= ~real[:, :, None]  # torch gives NaN for a query without keys
+  tensors = [torch.tensor(np.asarray(x)).transpose(1, 2) for x in qkv]
+  want = torch.nn.functional.scaled_dot_product_attention(
+    *tensors, attn_mask=torch.tensor(mask)[:, None]
+  )
+  want = want.transpose(1, 2).numpy() * real[..., None, None]
+  np.testing.assert_allclose(reference_attention(*qkv, segment, key_segment), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_the_plan_holds_every_pair_that_shares_a_segment(cross):
+  keys = TEXT if cross else SELF
+  plan = jax.jit(block_plan, static_argnums=(2, 3))(SELF, keys, 4, 3)
+  count = int(plan.count)
+  pairs = list(zip(*(np.asarray(x)[:count].tolist() for x in plan[:3])))
+  assert len(set(pairs)) == count
+  needed = set()
+  for r, l, m in np.ndindex(*SELF.shape, keys.shape[1]):
+    if SELF[r, l] == keys[r, m] != 0:
+      needed.add((r, l // 4, m // 3))
+  assert needed <= set(pairs)
+  if not cross:
+    assert needed == set(pairs)
+
+
+def test_the_plan_of_equal_clips_is_their_diagonal():
+  segment = jnp.repeat(1 + jnp.arange(8), 16)[None]
+  shared = np.asarray(shared_blocks(segment, segment, 16, 16))[0]
+  assert np.array_equal(shared, np.eye(8, dtype=bool))

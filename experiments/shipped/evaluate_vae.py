@@ -128,6 +128,7 @@ def main(argv):
   autoencoder = harness.Autoencoder(harness.MODEL.value)
   figures, shown, labels = measure_world(autoencoder)
   reports.contact_sheet(shown, labels, harness.out() / "vae.png", frames=5, columns=2)
+  harness.keep("vae", figures, started)
   if MEDIA.value:
     more, shown, labels = measure_media(autoencoder, MEDIA.value)
     figures |= more

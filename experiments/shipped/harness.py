@@ -62,12 +62,17 @@ def out() -> pathlib.Path:
   return path
 
 
-def finish(name: str, figures: dict, started: float) -> None:
-  """Writes NAME.json and prints the figures as the last line."""
+def keep(name: str, figures: dict, started: float) -> dict:
+  """Writes what is known so far as NAME.json; returns it."""
   about = {"model": MODEL.value} | figures
   about["seconds"] = round(time.perf_counter() - started, 1)
   (out() / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
-  print(json.dumps(about))
+  return about
+
+
+def finish(name: str, figures: dict, started: float) -> None:
+  """Writes NAME.json and prints the figures as the last line."""
+  print(json.dumps(keep(name, figures, started)))
 
 
 class Autoencoder:

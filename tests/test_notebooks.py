@@ -6,6 +6,8 @@ import nbclient
 import nbformat
 import pytest
 
+from sora_jax.weights import store
+
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "experiments/notebooks").glob("*.ipynb"))
 
 
@@ -19,6 +21,8 @@ def test_notebook_defines_nothing_and_keeps_no_output(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path):
+  if "tiny" not in store.shipped():
+    pytest.skip("no transformer is shipped yet: the notebooks have nothing to load")
   notebook = nbformat.read(path, as_version=4)
   client = nbclient.NotebookClient(
     notebook, timeout=300, resources={"metadata": {"path": path.parent}}

@@ -44,6 +44,9 @@ DATA = (
 )  # fmt: skip
 VAE = ("weights", "size", "sizes", "frames", "batch_pixels", "latent_noise", "noise_from", "loss")
 
+CLIPS_PER_BATCH = 8
+"""Clips that the VAE's evaluation takes for each of `evaluation.batches`."""
+
 
 class Autoencoder(NamedTuple):
   """A trained VAE: the network, its variables with latent statistics, and their hash."""
@@ -135,7 +138,7 @@ def vae(config: Mapping, source: ClipsConfig) -> functools.partial:
     "losses": typed(vae_losses.LossConfig, "vae.loss", c["loss"]),
     "noise": NoiseConfig(c["latent_noise"], c["noise_from"]),
     "video": video,
-    "evaluate": config["evaluation"]["batches"],
+    "evaluate": CLIPS_PER_BATCH * config["evaluation"]["batches"],
     "init_from": init_from(config, "vae.safetensors"),
   }
   return functools.partial(make_vae, source, parts)
@@ -241,7 +244,7 @@ def load_autoencoder(name: str) -> Autoencoder:
 
   Raises: ValueError that says what was looked for.
   """
-  shipped = store.shipped()
+  shipped = store.shipped("vae.safetensors")
   places = [Path(name), Path(name) / "vae.safetensors", Path(name) / "model" / "vae.safetensors"]
   if name in shipped:
     places = [shipped[name] / "vae.safetensors"]

@@ -171,10 +171,10 @@ def hash_of(source: Mapping | str | os.PathLike) -> str:
   return digest.hexdigest()
 
 
-def shipped() -> dict[str, pathlib.Path]:
-  """Model folders that come with the package, by name."""
+def shipped(file: str = "dit.safetensors") -> dict[str, pathlib.Path]:
+  """Model folders that come with the package and hold `file`, by name."""
   root = pathlib.Path(str(importlib.resources.files("sora_jax.weights")))
-  return {p.name: p for p in sorted(root.iterdir()) if (p / "dit.safetensors").is_file()}
+  return {p.name: p for p in sorted(root.iterdir()) if (p / file).is_file()}
 
 
 class Shards(Mapping):

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 Mode = Literal["whole", "first", "next"]
 STREAM = "stream"
 """Collection of what a chunk hands to the next: one array of fixed shape per layer in time."""
+FLOAT32 = jnp.dtype("float32")
 LOWERINGS = ("auto", "native", "taps", "concat")
 
 
@@ -107,7 +108,7 @@ class CausalConv(nn.Module):
   kernel: tuple[int, int, int] = (3, 3, 3)
   zero: bool = False
   lowering: str = "auto"
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = FLOAT32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
@@ -158,7 +159,7 @@ class ChannelNorm(nn.Module):
 class SpaceDown(nn.Module):
   """Halves height and width: a 3x3 convolution of stride 2, cells (2i, 2i + 1, 2i + 2) to i."""
 
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = FLOAT32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T h w C"]:
@@ -172,7 +173,7 @@ class SpaceUp(nn.Module):
   """Doubles height and width: every cell four times, then a 3x3 convolution to `out` channels."""
 
   out: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = FLOAT32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T h w C"]) -> Float[Array, "B T H W O"]:
@@ -188,7 +189,7 @@ class TimeDown(nn.Module):
   Starts by passing the latest of the three on.
   """
 
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = FLOAT32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
@@ -214,7 +215,7 @@ class TimeUp(nn.Module):
   """
 
   blind: bool = False
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = FLOAT32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:

@@ -216,20 +216,22 @@ def init(config: VAEConfig, key: Array) -> dict:
   """Fresh variables {"params", "stats"}; a pure function of the key."""
   sides = (config.spatial,) * 2
   clip = jnp.zeros((1, 1 + config.temporal, *sides, 3))
-  return CausalVAE(config).init(key, clip)
+  return jax.jit(CausalVAE(config).init)(key, clip)
 
 
-def fit(video_BTHWC: Float[Array, "B T H W C"], config: VAEConfig) -> Float[Array, "B T H W C"]:
+def fit(
+  video_BTHWC: Float[Array | np.ndarray, "B T H W C"], config: VAEConfig
+) -> Float[Array, "B F G V C"]:
   """Repeats the last frame, row and column up to sizes that the network takes."""
   _, T, H, W, _ = video_BTHWC.shape
   after = [0, -(T - 1) % config.temporal, -H % config.spatial, -W % config.spatial, 0]
   if not any(after):
-    return video_BTHWC
+    return jnp.asarray(video_BTHWC)
   return jnp.pad(video_BTHWC, [(0, n) for n in after], mode="edge")
 
 
 def encode(
-  config: VAEConfig, variables: Mapping, video_BTHWC: Float[Array, "B T H W C"]
+  config: VAEConfig, variables: Mapping, video_BTHWC: Float[Array | np.ndarray, "B T H W C"]
 ) -> Float[Array, "B t h w Z"]:
   """Normalised posterior means of clips of any size and frame count, float32.
 
@@ -242,7 +244,7 @@ def encode(
 def decode(
   config: VAEConfig,
   variables: Mapping,
-  latent_BthwZ: Float[Array, "B t h w Z"],
+  latent_BthwZ: Float[Array | np.ndarray, "B t h w Z"],
   frames: int | None = None,
   size: tuple[int, int] | None = None,
 ) -> Float[Array, "B T H W C"]:
@@ -251,7 +253,9 @@ def decode(
   Args: frames: of the clips that were encoded; None = all.  size: their (width, height); None =
   all.  Raises: ValueError if the latents do not cover them.
   """
-  video_BTHWC = CausalVAE(config).apply(variables, latent_BthwZ, method="decode_latents")
+  video_BTHWC = CausalVAE(config).apply(
+    variables, jnp.asarray(latent_BthwZ), method="decode_latents"
+  )
   return crop(video_BTHWC, frames, size)
 
 

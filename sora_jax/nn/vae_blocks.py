@@ -6,6 +6,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sora_jax.nn.causal_conv import (
+  FLOAT32,
   CausalConv,
   ChannelNorm,
   Mode,
@@ -52,7 +53,7 @@ class ResBlock(nn.Module):
   activation: str = "silu"
   eps: float = 1e-6
   lowering: str = "auto"
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = FLOAT32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
@@ -77,7 +78,7 @@ class FrameAttention(nn.Module):
 
   window: int = 0
   eps: float = 1e-6
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = FLOAT32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:

@@ -68,7 +68,7 @@ def programs(config: VAEConfig) -> dict:
 def decode_stream(
   config: VAEConfig,
   variables: Mapping,
-  latents: Iterable[Float[Array, "B h w Z"]] | Float[Array, "B t h w Z"],
+  latents: Iterable[Array | np.ndarray] | Float[Array | np.ndarray, "B t h w Z"],
   frames: int | None = None,
 ) -> Iterator[np.ndarray]:
   """Yields frames as they are decoded, in memory that does not depend on the clip's length.
@@ -100,7 +100,7 @@ def decode_stream(
 
 
 def encode_stream(
-  config: VAEConfig, variables: Mapping, video: Iterable[np.ndarray]
+  config: VAEConfig, variables: Mapping, video: Iterable[Array | np.ndarray]
 ) -> Iterator[np.ndarray]:
   """Yields normalised latents float32 [B, 1, h, w, Z] of a clip whose frames come one by one.
 

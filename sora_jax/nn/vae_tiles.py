@@ -71,28 +71,38 @@ def _mid_needs(config, a, b):
 def plan(config: VAEConfig, cells: int, tile: int, decoding: bool) -> list[Tile]:
   """Tiles of at most `tile` latent cells along an axis of `cells`, without halo.
 
-  Reads start where strides and attention windows do, so that a tile's grid is the frame's. For
-  decoding, `read` is in latents and `keep` and `write` in pixels; for encoding the reverse.
+  Reads start where strides and attention windows do, so that a tile's grid is the frame's; all are
+  of one length, so that one program serves them. For decoding, `read` is in latents and `keep` and
+  `write` in pixels; for encoding the reverse. Raises: ValueError for an empty tile.
   """
   if tile < 1:
     raise ValueError(f"tile={tile}; a tile has at least one latent cell")
-  f = config.spatial
-  align = config.window if config.mid_attention == "window" else 1
+  f, align = config.spatial, config.window if config.mid_attention == "window" else 1
+  starts = range(0, cells, tile)
+  spans = [Span(start, min(start + tile, cells)) for start in starts]
+  reads = [_read(config, span, cells, align, decoding) for span in spans]
+  length = max(stop - start for start, stop in reads)
+  length = min(cells, length + (cells - length) % align)
   tiles = []
-  for start in range(0, cells, tile):
-    stop = min(start + tile, cells)
+  for (start, stop), read in zip(spans, reads):
+    low = min(read.start, cells - length)
+    read, keep = Span(low, low + length), Span(start - low, stop - low)
     if decoding:
-      need = decoder_needs(config, Span(start * f, stop * f))
-      low = max(0, need.start // align * align)
-      read = Span(low, min(cells, need.stop))
-      keep = Span((start - low) * f, (stop - low) * f)
-      tiles.append(Tile(read, keep, Span(start * f, stop * f)))
+      tiles.append(Tile(read, Span(keep.start * f, keep.stop * f), Span(start * f, stop * f)))
     else:
-      need = encoder_needs(config, Span(start, stop))
-      low = max(0, need.start // (f * align) * align)
-      high = min(cells, -(-need.stop // f))
-      tiles.append(Tile(Span(low * f, high * f), Span(start - low, stop - low), Span(start, stop)))
+      tiles.append(Tile(Span(read.start * f, read.stop * f), keep, Span(start, stop)))
   return tiles
+
+
+def _read(config, span, cells, align, decoding):
+  """Latent cells to read for the cells of `span`, inside the frame."""
+  f = config.spatial
+  if decoding:
+    need = decoder_needs(config, Span(span.start * f, span.stop * f))
+  else:
+    need = encoder_needs(config, span)
+    need = Span(need.start // f, -(-need.stop // f))
+  return Span(max(0, need.start // align * align), min(cells, need.stop))
 
 
 def decode_tiled(

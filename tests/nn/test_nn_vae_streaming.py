@@ -17,41 +17,43 @@ SPEC = importlib.util.spec_from_file_location(
 CASES = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(CASES)
 random_variables, clip, close = CASES.random_variables, CASES.clip, CASES.close
+encode, decode, jitted = CASES.encode, CASES.decode, CASES.jitted
 
 
 @CASES.each_config
 def test_streaming_equals_parallel(config):
   variables, video = random_variables(config), clip(config, latents=4)
-  whole = vae.encode(config, variables, video)
+  whole = encode(config, variables, video)
   frames = (video[:, i] for i in range(video.shape[1]))
   pieces = list(vae_streaming.encode_stream(config, variables, frames))
   close(np.concatenate(pieces, axis=1), whole)
-  decoded = vae.decode(config, variables, whole)
+  decoded = decode(config, variables, whole)
   pieces = list(vae_streaming.decode_stream(config, variables, whole))
   assert [p.shape[1] for p in pieces] == [1] + [config.temporal] * 3
   close(np.concatenate(pieces, axis=1), decoded)
-  close(jax.jit(lambda z: vae_streaming.decode_scanned(config, variables, z))(whole), decoded)
+  close(jitted(vae_streaming.decode_scanned, config)(variables, whole), decoded)
 
 
 def test_chunks_may_hold_several_latents():
-  config = CASES.NANO
+  config = CASES.LEVEL
   variables, video = random_variables(config), clip(config, latents=5)
-  whole = vae.encode(config, variables, video)
-  first, state = vae_streaming.encode_first(config, variables, video[:, :1])
-  rest, _ = vae_streaming.encode_next(config, variables, state, video[:, 1:])
+  whole = encode(config, variables, video)
+  run = vae_streaming.programs(config)
+  first, state = run["encode_first"](variables, video[:, :1])
+  rest, _ = run["encode_next"](variables, state, video[:, 1:])
   close(jnp.concatenate([first, rest], axis=1), whole)
-  first, state = vae_streaming.decode_first(config, variables, whole[:, :1])
-  rest, _ = vae_streaming.decode_next(config, variables, state, whole[:, 1:])
-  close(jnp.concatenate([first, rest], axis=1), vae.decode(config, variables, whole))
+  first, state = run["decode_first"](variables, whole[:, :1])
+  rest, _ = run["decode_next"](variables, state, whole[:, 1:])
+  close(jnp.concatenate([first, rest], axis=1), decode(config, variables, whole))
 
 
 def test_a_stream_stops_at_the_frames_asked_for_and_fills_a_last_chunk():
-  config = CASES.NANO
+  config = CASES.LEVEL
   variables, video = random_variables(config), clip(config, latents=3)
   frames = [video[:, i] for i in range(4)]
   pieces = list(vae_streaming.encode_stream(config, variables, frames))
-  close(np.concatenate(pieces, axis=1), vae.encode(config, variables, video[:, :4]))
-  latent = vae.encode(config, variables, video)
+  close(np.concatenate(pieces, axis=1), encode(config, variables, video[:, :4]))
+  latent = encode(config, variables, video)
   got = list(vae_streaming.decode_stream(config, variables, latent, frames=4))
   assert [p.shape[1] for p in got] == [1, 2, 1]
   with pytest.raises(ValueError, match="ask for fewer"):
@@ -75,7 +77,7 @@ def test_decoding_17_and_257_frames_takes_one_program_and_the_same_memory():
 
 
 def test_the_scanned_decoder_needs_the_same_temporary_memory_for_any_length():
-  config = CASES.NANO
+  config = CASES.LEVEL
   variables = random_variables(config)
 
   def body(state, latent):
@@ -95,22 +97,22 @@ def test_the_scanned_decoder_needs_the_same_temporary_memory_for_any_length():
   assert long - short <= 60 * 256 + 1024
 
 
-@pytest.mark.parametrize("name", ["nano", "cells", "stem", "window"])
+@pytest.mark.parametrize("name", ["level", "levels", "cells", "window"])
 def test_tiles_equal_the_whole(name):
   config = CASES.CONFIGS[name]
   variables = random_variables(config)
   f = config.spatial
-  video = np.asarray(clip(config, latents=2, size=(26 * f, 19 * f)))
-  whole = np.asarray(vae.encode(config, variables, video))
-  close(vae_tiles.encode_tiled(config, variables, video, tile=4), whole)
-  tiles = vae_tiles.plan(config, 26, 4, True)
-  assert max(tile.read.stop - tile.read.start for tile in tiles) < 26  # a tile is not the frame
-  close(
-    vae_tiles.decode_tiled(config, variables, whole, tile=4), vae.decode(config, variables, whole)
-  )
+  video = np.asarray(clip(config, latents=2, size=(42 * f, 7 * f)))
+  whole = np.asarray(encode(config, variables, video))
+  close(vae_tiles.encode_tiled(config, variables, video, tile=14), whole)
+  for decoding in (False, True):
+    tiles = vae_tiles.plan(config, 42, 14, decoding)
+    reads = [tile.read.stop - tile.read.start for tile in tiles]
+    assert len(set(reads)) == 1 and reads[0] < 42 * (1 if decoding else f)
+  close(vae_tiles.decode_tiled(config, variables, whole, tile=14), decode(config, variables, whole))
 
 
-@pytest.mark.parametrize("name", ["nano", "cells", "stem"])
+@pytest.mark.parametrize("name", ["level", "levels", "cells"])
 def test_the_halo_is_the_receptive_field(name):
   """By gradient: nothing outside the halo reaches a cell, and the halo's ends do."""
   config = CASES.CONFIGS[name]

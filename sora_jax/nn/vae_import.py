@@ -1,7 +1,8 @@
-"""Reads weights of diffusers' `AutoencoderKLWan` (Wan 2.1) into our video autoencoder.
+"""Starts a video autoencoder from other weights: Wan 2.1's, or an image autoencoder's.
 
-The network is ours with `wan_compat` (its decoder's first frame is blind) and attention over whole
-frames. Kernels turn from [O, I, t, y, x] to [t, y, x, I, O]; gains lose their broadcast axes.
+Diffusers' `AutoencoderKLWan` is our network with `wan_compat` (its decoder's first frame is blind)
+and attention over whole frames. Kernels turn from [O, I, t, y, x] to [t, y, x, I, O]; gains lose
+their broadcast axes.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,31 @@ import numpy as np
 from sora_jax.nn.vae import VAEConfig
 
 Weights = Mapping[str, np.ndarray]
+
+
+def inflate(image: Mapping, like: Mapping) -> dict:
+  """Parameters of a video network that does to every frame what an image network does to one.
+
+  Kernels keep the tap that sees the current frame and are zero before it ("tail init"; Open-Sora
+  Plan 1.2); what only the video network has, its steps in time, is copied from `like`, where they
+  start by passing on and repeating frames. So latent j is that of image f_t j, and its f_t frames
+  are all that image, until training changes it.
+
+  Args: image: parameters of an image network, kernels [t, y, x, I, O] of which the last tap
+  counts.  like: fresh parameters of the video network.  Raises: ValueError where they do not fit.
+  """
+  params = {}
+  for name, leaf in like.items():
+    if isinstance(leaf, Mapping):
+      params[name] = inflate(image[name], leaf) if name in image else leaf
+      continue
+    value, leaf = np.asarray(image[name]), np.asarray(leaf)
+    if value.shape != leaf.shape and (leaf.ndim != 5 or value.shape[1:] != leaf.shape[1:]):
+      raise ValueError(f"{name}: {value.shape} of the image network does not fit {leaf.shape}")
+    if leaf.ndim == 5:
+      value = np.concatenate([np.zeros_like(leaf[:-1]), value[-1:]])
+    params[name] = value
+  return params
 
 
 def wan_config(theirs: Mapping) -> VAEConfig:

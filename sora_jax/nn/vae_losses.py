@@ -31,14 +31,14 @@ class LossConfig:
   against those of the clip.  perceptual: of the function that `loss` is handed.
   """
 
-  l1: float = 1.0
-  l2: float = 0.0
-  wavelet: float = 0.5
-  ssim: float = 0.2
-  gradient: float = 0.1
-  kl: float = 1e-6
-  consistency: float = 0.0
-  perceptual: float = 0.0
+  l1: float | int = 1.0
+  l2: float | int = 0.0
+  wavelet: float | int = 0.5
+  ssim: float | int = 0.2
+  gradient: float | int = 0.1
+  kl: float | int = 1e-6
+  consistency: float | int = 0.0
+  perceptual: float | int = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

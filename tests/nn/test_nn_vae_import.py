@@ -1,5 +1,6 @@
 """Copied random weights of diffusers' AutoencoderKLWan give its outputs."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from sora_jax.nn import vae, vae_import, vae_streaming
+from sora_jax.nn.vae import VAEConfig
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -78,3 +80,28 @@ def test_weights_that_do_not_fit_are_named():
     vae_import.wan_variables(theirs, weights)
   with pytest.raises(ValueError, match="is_residual"):
     vae_import.wan_config({**theirs, "is_residual": True})
+
+
+def test_an_inflated_image_network_treats_every_frame_as_an_image():
+  video = VAEConfig(width=4, mult=(1, 1, 2), latent=4, res_blocks=1)
+  still = dataclasses.replace(video, time_down=(False, False), taps=1)
+  shapes = jax.eval_shape(lambda key: vae.init(still, key), jax.random.key(0))["params"]
+  rng = np.random.default_rng(0)
+  image = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
+  fresh = jax.jit(lambda key: vae.init(video, key))(jax.random.key(0))["params"]
+  params = vae_import.inflate(image, fresh)
+  clip = jnp.asarray(rng.uniform(-1, 1, size=(1, 9, 8, 8, 3)), jnp.float32)
+
+  def run(config, params, x, method):
+    network = vae.CausalVAE(config)
+    return jax.jit(lambda x: network.apply({"params": params}, x, method=method))(x)
+
+  one_by_one = jnp.moveaxis(clip, 1, 0)
+  images, _ = run(still, image, one_by_one, "encode")
+  latent, _ = run(video, params, clip, "encode")
+  np.testing.assert_allclose(latent[0], images[::4, 0], atol=1e-5)
+  frames = run(still, image, images[::4], "decode")[:, 0]
+  decoded = run(video, params, latent, "decode")[0]
+  np.testing.assert_allclose(decoded, frames[np.array([0, 1, 1, 1, 1, 2, 2, 2, 2])], atol=1e-5)
+  with pytest.raises(ValueError, match="does not fit"):
+    vae_import.inflate(jax.tree.map(lambda x: x[..., :1], image), fresh)

@@ -9,6 +9,7 @@ All of it is float32.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sora_jax.nn.layers import Linear
@@ -31,8 +32,8 @@ class VectorMLP(nn.Module):
 
   @nn.compact
   def __call__(self, features: Float[Array, "R n f"]) -> Float[Array, "R n D"]:
-    x = Linear((self.width,), ("condition", "width"), init=normal, name="up")(features)
-    return Linear((self.width,), ("condition", "width"), init=normal, name="down")(jax.nn.silu(x))
+    x = Linear((self.width,), ("condition", "width"), start=normal, name="up")(features)
+    return Linear((self.width,), ("condition", "width"), start=normal, name="down")(jax.nn.silu(x))
 
 
 class TimeEmbedding(nn.Module):
@@ -77,13 +78,15 @@ class TextProjection(nn.Module):
   """Projects text embeddings to the model's width: linear, GELU, linear (as PixArt and Wan do)."""
 
   width: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, text_RMU: Float[Array, "R M U"]) -> Float[Array, "R M D"]:
-    x = Linear((self.width,), ("text", "width"), init=normal, dtype=self.dtype, name="up")(text_RMU)
+    x = Linear((self.width,), ("text", "width"), start=normal, dtype=self.dtype, name="up")(
+      text_RMU
+    )
     x = jax.nn.gelu(x, approximate=True)
-    return Linear((self.width,), ("condition", "width"), init=normal, dtype=self.dtype,
+    return Linear((self.width,), ("condition", "width"), start=normal, dtype=self.dtype,
                   name="down")(x)  # fmt: skip
 
 
@@ -97,7 +100,7 @@ class Modulation(nn.Module):
   def __call__(self, condition_RQD: Float[Array, "R Q D"]) -> Float[Array, "R Q parts D"]:
     return Linear(
       (self.parts, self.width), ("condition", "modulation", "width"),
-      init=nn.initializers.zeros, name="linear",
+      start=nn.initializers.zeros, name="linear",
     )(jax.nn.silu(condition_RQD))  # fmt: skip
 
 

@@ -147,7 +147,7 @@ class SelfAttention(nn.Module):
     c = self.config
     qkv_RL3AK = Linear(
       (3, c.heads, c.head_size), ("width", "qkv", "heads", "head_size"), bias=c.qkv_bias,
-      init=stacked(xavier(), 1), dtype=jnp.dtype(c.dtype), name="qkv",
+      start=stacked(xavier(), 1), dtype=jnp.dtype(c.dtype), name="qkv",
     )(x_RLD)  # fmt: skip
     q_RLAK, k_RLAK, v_RLAK = unstack(qkv_RL3AK)
     q_RLAK, k_RLAK = qk_normed(c, q_RLAK, k_RLAK)
@@ -172,12 +172,12 @@ class CrossAttention(nn.Module):
     q_RLAK = Linear((c.heads, c.head_size), names, bias=c.qkv_bias, dtype=dtype, name="q")(x_RLD)
     kv_RM2AK = Linear(
       (2, c.heads, c.head_size), ("width", "qkv", "heads", "head_size"), bias=c.qkv_bias,
-      init=stacked(xavier(), 1), dtype=dtype, name="kv",
+      start=stacked(xavier(), 1), dtype=dtype, name="kv",
     )(shared.text_RMD)  # fmt: skip
     k_RMAK, v_RMAK = unstack(kv_RM2AK)
     q_RLAK, k_RMAK = qk_normed(c, q_RLAK, k_RMAK)
     out_RLAK = self.attention(q_RLAK, k_RMAK, v_RMAK, shared.segment_RL, shared.text_segment_RM)
-    return project_heads(c, out_RLAK, init=nn.initializers.zeros)
+    return project_heads(c, out_RLAK, start=nn.initializers.zeros)
 
 
 def unstack(parts_RLnAK: Array) -> list[Array]:
@@ -197,10 +197,10 @@ def qk_normed(c: DiTConfig, q: Array, k: Array) -> tuple[Array, Array]:
   )
 
 
-def project_heads(c: DiTConfig, out_RLAK: Array, init=None) -> Array:
+def project_heads(c: DiTConfig, out_RLAK: Array, start=None) -> Array:
   """Heads back to the width (called inside a module)."""
   return Linear(
-    (c.width,), ("heads", "head_size", "width"), num_in=2, bias=c.qkv_bias, init=init,
+    (c.width,), ("heads", "head_size", "width"), num_in=2, bias=c.qkv_bias, start=start,
     dtype=jnp.dtype(c.dtype), name="out",
   )(out_RLAK)  # fmt: skip
 
@@ -262,7 +262,7 @@ class Head(nn.Module):
     shift_RQD, scale_RQD = table_RQ2D[:, :, 0], table_RQ2D[:, :, 1]
     h_RLD = settle(adaptive_norm(settle(x_RLD), shift_RQD, scale_RQD, slot_RL, c.norm_eps))
     return Linear(
-      (c.cells * c.out_channels,), ("width", "patch"), init=nn.initializers.zeros, name="linear"
+      (c.cells * c.out_channels,), ("width", "patch"), start=nn.initializers.zeros, name="linear"
     )(h_RLD)
 
 
@@ -369,7 +369,7 @@ class DiT(nn.Module):
         layout.coord_RL3, layout.segment_RL, layout.grid_RS3
       )
       total += Linear(
-        (c.width,), ("fraction", "width"), bias=False, init=nn.initializers.zeros, name="fraction"
+        (c.width,), ("fraction", "width"), bias=False, start=nn.initializers.zeros, name="fraction"
       )(positions.fraction_features(fraction_RL3, c.fraction_octaves))
     return total
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sora_jax.ops.linear import linear
@@ -66,7 +67,7 @@ class Linear(nn.Module):
     names: logical names of the kernel's axes, inputs first; the bias takes the outputs' names.
     num_in: how many trailing axes of x are contracted.
     bias: whether there is one (zeros at the start).
-    init: kernel initialiser; Xavier-uniform by default.
+    start: kernel initialiser; Xavier-uniform by default.
     dtype: type of the product.
   """
 
@@ -74,14 +75,14 @@ class Linear(nn.Module):
   names: tuple[str | None, ...]
   num_in: int = 1
   bias: bool = True
-  init: Initializer | None = None
-  dtype: jnp.dtype = jnp.float32
+  start: Initializer | None = None
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
     n = self.num_in
     shape = (*x.shape[-n:], *self.out)
-    init = self.init or xavier(n)
+    init = self.start or xavier(n)
     kernel = self.param("kernel", nn.with_logical_partitioning(init, self.names), shape)
     y = linear(x.astype(self.dtype), kernel.astype(self.dtype), n)
     if self.bias:
@@ -152,7 +153,7 @@ class MLP(nn.Module):
 
   hidden: int
   activation: str = "gelu_tanh"
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:

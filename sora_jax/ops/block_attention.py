@@ -84,7 +84,7 @@ def products(a: Array, b: Array, over_a: int, over_b: int) -> Array:
   )
 
 
-def scores(tables: Tables, q: Array, k: Array, pair: int) -> tuple[Array, Array]:
+def scores(tables: Tables, q: Array, k: Array, pair: Array) -> tuple[Array, Array]:
   """Scores `[A, B, C]` and mask `[1, B, C]` of a pair of blocks."""
   plan = tables.plan
   query_B = read(tables.query_segment_RIB, plan.row[pair], plan.query[pair])

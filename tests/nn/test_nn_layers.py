@@ -16,7 +16,7 @@ def made(module, x):
 
 def test_linear_contracts_and_splits_axes(key):
   x = jax.random.normal(key, (2, 3, 4))
-  module = layers.Linear((3, 5), ("width", "qkv", "head_size"), init=nn.initializers.normal())
+  module = layers.Linear((3, 5), ("width", "qkv", "head_size"), start=nn.initializers.normal())
   params, boxed = made(module, x)
   assert boxed["kernel"].names == ("width", "qkv", "head_size")
   assert boxed["bias"].names == ("qkv", "head_size")

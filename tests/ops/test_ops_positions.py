@@ -113,7 +113,8 @@ def test_time_features_equal_diffusers(shift):
   want = get_timestep_embedding(
     torch.from_numpy(times), 32, flip_sin_to_cos=True, downscale_freq_shift=shift
   )
-  np.testing.assert_allclose(positions.fourier(jnp.asarray(times), 32, shift=float(shift)), want, atol=1e-4)
+  got = positions.fourier(jnp.asarray(times), 32, shift=float(shift))
+  np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 @pytest.mark.oracle

@@ -121,7 +121,7 @@ class SelfAttention(nn.Module):
     def project(name: str, std: float) -> Float[Array, "R M A K"]:
       names = ("width", "heads", "head_size")
       return Linear(
-        (c.heads, c.head_size), names, bias=False, init=_normal(std), dtype=dtype, name=name
+        (c.heads, c.head_size), names, bias=False, start=_normal(std), dtype=dtype, name=name
       )(x_RMD)
 
     q_RMAK = project("query", (c.width * c.head_size) ** -0.5)
@@ -132,7 +132,7 @@ class SelfAttention(nn.Module):
     mixed_RMAK = jnp.einsum("RAML,RLAK->RMAK", weights_RAML, v_RMAK)
     init = _normal((c.heads * c.head_size) ** -0.5)
     return Linear(
-      (c.width,), ("heads", "head_size", "width"), num_in=2, bias=False, init=init, dtype=dtype,
+      (c.width,), ("heads", "head_size", "width"), num_in=2, bias=False, start=init, dtype=dtype,
       name="out",
     )(mixed_RMAK)  # fmt: skip
 
@@ -148,7 +148,7 @@ class FeedForward(nn.Module):
 
     def dense(x: Array, name: str, out: int, names: tuple[str, str]) -> Array:
       init = _normal(x.shape[-1] ** -0.5)
-      return Linear((out,), names, bias=False, init=init, dtype=jnp.dtype(c.dtype), name=name)(x)
+      return Linear((out,), names, bias=False, start=init, dtype=jnp.dtype(c.dtype), name=name)(x)
 
     hidden_RMF = dense(x_RMD, "wi", c.mlp_width, ("width", "mlp"))
     if c.activation == "relu":

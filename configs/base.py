@@ -221,7 +221,7 @@ def evaluation() -> ConfigDict:
   c.solver = "dpmpp_2m"  # a key of sora_jax.diffusion.solvers.SOLVERS
   c.steps = 20  # solver steps
   c.guidance = 3.0  # 1 = off
-  c.batches = 8  # held-out batches of the loss, or clips per size for the VAE
+  c.batches = 8  # held-out batches of the loss; for the VAE, of 8 clips each
   c.seed = 0
   return c
 

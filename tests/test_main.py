@@ -29,7 +29,10 @@ def root_on_path():
 
 @pytest.fixture(scope="module")
 def vae_file(tmp_path_factory):
-  network = vae_lib.SIZES["nano"]
+  network = vae_lib.VAEConfig(
+    width=8, mult=(1,), res_blocks=0, latent=4, time_down=(), space_down=(), stem_patch=4,
+    stem_frames=4,
+  )  # fmt: skip
   path = tmp_path_factory.mktemp("vae") / "vae.safetensors"
   variables = jax.device_get(jax.jit(functools.partial(vae_lib.init, network))(jax.random.key(0)))
   store.save(path, variables, {"network": folder.plain(network)}, {"legs": []})
@@ -44,7 +47,7 @@ def config_of(name, vae_file=None, **changes):
   c.data.rows, c.data.row_len, c.data.max_segments, c.data.text_row_len = 2, 24, 4, 64
   c.model.width, c.model.depth, c.model.heads, c.model.scan_unroll = 16, 1, 2, 1
   c.text.width, c.text.depth, c.text.heads, c.text.head_size, c.text.mlp_width = 16, 1, 2, 8, 16
-  c.vae.size, c.vae.sizes, c.vae.frames, c.vae.batch_pixels = "nano", ((16, 16),), (1, 5), 5 * 512
+  c.vae.size, c.vae.sizes, c.vae.frames, c.vae.batch_pixels = "nano", ((16, 16),), (5,), 5 * 512
   c.optimizer.name = "adamw"
   c.train.steps, c.train.log_every, c.train.save_every = 4, 1, 2
   c.evaluation.prompts, c.evaluation.steps = 3, 2

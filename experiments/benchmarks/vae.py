@@ -38,7 +38,7 @@ def fastest(functions, seconds):
 
 
 def lowerings(seconds):
-  """GFLOP/s [forward, with both gradients] of each lowering and shape, zero taps counted as work."""
+  """GFLOP/s [forward, with gradients] of each lowering and shape; zero taps count as work."""
   found = {}
   for shape in SHAPES:
     C = shape[-1]

@@ -11,6 +11,7 @@ import pytest
 from sora_jax.nn import vae
 from sora_jax.nn.causal_conv import TimeUp
 from sora_jax.nn.vae import SIZES, CausalVAE, VAEConfig
+from sora_jax.nn.vae_blocks import FrameAttention
 
 NANO = SIZES["nano"]
 LEVEL = VAEConfig(width=4, mult=(1, 2), latent=4, time_down=(True,), space_down=(True,))
@@ -228,6 +229,18 @@ def test_a_still_clip_trains_what_stills_pass_through():
 def test_impossible_configs_are_refused(changes, word):
   with pytest.raises(ValueError, match=word):
     VAEConfig(**changes)
+
+
+def test_a_window_over_the_frame_is_attention_over_the_frame():
+  x = jax.random.normal(jax.random.key(0), (2, 2, 3, 5, 4))
+  shapes = jax.eval_shape(FrameAttention().init, jax.random.key(0), x)
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda v: rng.normal(size=v.shape).astype(np.float32), shapes)
+  frame, window, tiles = (jax.jit(FrameAttention(side).apply)(variables, x) for side in (0, 8, 2))
+  close(window, frame)
+  assert jnp.abs(tiles - frame).max() > 1e-3
+  corner = jax.jit(FrameAttention().apply)(variables, x[:, :, 2:, 4:])  # the last, cut window
+  close(tiles[:, :, 2:, 4:], corner)
 
 
 def test_bfloat16_activations_change_little():

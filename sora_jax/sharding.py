@@ -6,13 +6,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 AXIS_RULES = (
+  # of activations
   ("row", ("data", "fsdp")),
-  ("length", "context"),
+  ("token", "context"),
+  ("channel", None),  # of a token; `width` is the same axis of a parameter
+  ("patch", None),  # of parameters too
+  # of parameters
   ("width", "fsdp"),
   ("mlp", "tensor"),
   ("heads", "tensor"),
   ("head_size", None),
   ("layers", None),
+  ("qkv", None),
+  ("modulation", None),
+  ("condition", None),
+  ("fraction", None),
+  ("text", None),
+  ("class", None),
+  ("vocab", None),
+  ("buckets", None),
 )
 """(logical axis, mesh axes): modules name the left, only this file the right."""
 
@@ -39,9 +51,12 @@ def make_mesh(shape: tuple[int, int, int, int] = (1, 1, 1, 1), devices=None) -> 
 def spec(*logical: str | None) -> PartitionSpec:
   """Returns the partition of an array with these logical axes.
 
-  Raises: KeyError for a name that the table lacks: never replicated in silence.
+  Raises: ValueError for a name that the table lacks: never replicated in silence.
   """
   rules = dict(AXIS_RULES)
+  unknown = [name for name in logical if name is not None and name not in rules]
+  if unknown:
+    raise ValueError(f"logical axes {unknown} have no rule; those with one: {', '.join(rules)}")
   return PartitionSpec(*(None if name is None else rules[name] for name in logical))
 
 

@@ -216,7 +216,7 @@ class Block(nn.Module):
     self, x_RLD: Float[Array, "R L D"], shared: Shared
   ) -> tuple[Float[Array, "R L D"], None]:
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_RLD = nn.with_logical_constraint(settle(x_RLD), ("row", "token", "width"))
+    x_RLD = nn.with_logical_constraint(settle(x_RLD), ("row", "token", "channel"))
     slot_RL = shared.slot_RL
     shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(shared)
     h_RLD = settle(adaptive_norm(x_RLD, shift1, scale1, slot_RL, c.norm_eps).astype(dtype))

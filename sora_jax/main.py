@@ -33,6 +33,7 @@ def run(config: dict, workdir: Path) -> dict | None:
 
   Returns: figures and provenance, or None if the run was stopped and can be resumed.
   """
+  code = provenance.commit()
   train = typed(loop.LoopConfig, "train", without(config["train"], "init_from"))
   plan = build.check(config, workdir)
   checkpoint.keep_config(workdir, config)
@@ -41,8 +42,9 @@ def run(config: dict, workdir: Path) -> dict | None:
   if not outcome.finished:
     return None
   story = provenance.collect(
-    config, outcome.step, outcome.seconds, outcome.figures, build.provenance_of(plan.init_from)
-  )
+    config, code, outcome.step, outcome.seconds, outcome.figures,
+    build.provenance_of(plan.init_from),
+  )  # fmt: skip
   figures = outcome.figures | task.export(outcome.state.ema_params, workdir / "model", story)
   about = {"figures": figures, "provenance": story}
   if config["task"] == "text_to_video":

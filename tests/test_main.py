@@ -14,7 +14,7 @@ import pytest
 from sora_jax import main
 from sora_jax.nn import vae as vae_lib
 from sora_jax.tasks import build
-from sora_jax.train import metrics
+from sora_jax.train import metrics, provenance
 from sora_jax.weights import folder, store
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -59,7 +59,9 @@ def config_of(name, vae_file=None, **changes):
   return c.to_dict()
 
 
-def test_text_to_video_from_world_to_report(tmp_path, vae_file):
+def test_text_to_video_from_world_to_report(tmp_path, vae_file, monkeypatch):
+  commits = iter(["at the start", "later", "later"])
+  monkeypatch.setattr(provenance, "commit", lambda: next(commits))
   config = config_of("tiny", vae_file)
   about = main.run(config, tmp_path / "run")
   page = tmp_path / "run" / "report" / "index.html"
@@ -70,6 +72,7 @@ def test_text_to_video_from_world_to_report(tmp_path, vae_file):
   assert {p.suffix for p in page.parent.iterdir()} == {".html", ".json", ".png", ".mp4"}
   assert len(list(page.parent.glob("*.mp4"))) == 3
   assert about["provenance"]["legs"][0]["steps"] == 4
+  assert about["provenance"]["commit"] == "at the start"
   lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
   again = main.run(config, tmp_path / "run")
   assert again["figures"] == about["figures"]

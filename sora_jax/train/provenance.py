@@ -11,9 +11,12 @@ import jax
 import sora_jax
 
 
-def collect(config: dict, steps: int, seconds: float, figures: dict, before: dict | None) -> dict:
+def collect(
+  config: dict, code: str | None, steps: int, seconds: float, figures: dict, before: dict | None
+) -> dict:
   """Returns the provenance of weights that a run has just made, as JSON.
 
+  code: `commit()` when the run began: hours later the files may be others.
   before: provenance of the weights that this run started from, or None. Its legs come first in
   `legs`, so that the last file of a chain tells the whole story.
   """
@@ -21,7 +24,7 @@ def collect(config: dict, steps: int, seconds: float, figures: dict, before: dic
     "config": config,
     "command": " ".join(["python", "-m", "sora_jax.main", *sys.argv[1:]]),
     "seed": config["train"]["seed"],
-    "commit": commit(),
+    "commit": code,
     "version": sora_jax.__version__,
     "jax": jax.__version__,
     "hardware": hardware(),

@@ -12,9 +12,11 @@ say that. Integer grid coordinates travel with the tokens; here they become posi
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sora_jax.ops.linear import settle
 from sora_jax.ops.packing import take_segments
 
 FPS_UNIT = 24.0
@@ -109,11 +111,23 @@ def rotate(
     x_RLAK: queries or keys. cos_RLk, sin_RLk: of `rotary_angles`, float32.
   Returns: the turned heads in x's dtype; products are formed in float32.
   """
+  return turn(settle(x_RLAK), cos_RLk, sin_RLk)
+
+
+@jax.custom_vjp
+def turn(x_RLAK: Array, cos_RLk: Array, sin_RLk: Array) -> Array:
+  """`rotate`, with its gradient as the turn back; angles get none."""
   half = x_RLAK.shape[-1] // 2
   cos, sin = cos_RLk[:, :, None, :], sin_RLk[:, :, None, :]
   a, b = x_RLAK[..., :half], x_RLAK[..., half:]
   turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
   return turned.astype(x_RLAK.dtype)
+
+
+turn.defvjp(
+  lambda x, cos, sin: (turn(x, cos, sin), (cos, sin)),
+  lambda angles, given: (turn(given, angles[0], -angles[1]), None, None),
+)
 
 
 def fractional_positions(

@@ -66,6 +66,19 @@ def test_rotation_turns_pairs_half_a_head_apart():
   np.testing.assert_allclose(got[0, 0, 0], [0, 0, 1, 0], atol=1e-6)
 
 
+def test_the_gradient_of_a_rotation_is_that_of_a_complex_product(key):
+  x, weight = jax.random.normal(key, (2, 2, 5, 3, 8))
+  angle = jax.random.normal(jax.random.fold_in(key, 1), (2, 5, 4))
+
+  def complex_product(x):
+    turned = (x[..., :4] + 1j * x[..., 4:]) * jnp.exp(1j * angle)[:, :, None]
+    return (weight * jnp.concatenate([turned.real, turned.imag], -1)).sum()
+
+  ours = lambda x: (weight * positions.rotate(x, jnp.cos(angle), jnp.sin(angle))).sum()  # noqa: E731
+  for got, expected in zip(jax.value_and_grad(ours)(x), jax.value_and_grad(complex_product)(x)):
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.oracle
 def test_angles_equal_wans():
   pytest.importorskip("diffusers")

@@ -5,6 +5,13 @@
 Sizes: tiny, small (2 CPU cores, hours); s, b (one accelerator); l, xl, 3b, 10b (pods, days). Add
 `,smoke` for a minute on two cores with the true width and depth where memory allows, and with a
 narrow stand-in above `s`.
+
+small is the shipped one. It learns in legs, each from the one before, cheap clips first:
+
+  python -m sora_jax.main --config=configs/dit.py:small --workdir=runs/dit1 \
+    --config.train.minutes=50
+  python -m sora_jax.main --config=configs/dit.py:small,large --workdir=runs/dit2 \
+    --config.train.minutes=150 --config.train.init_from=runs/dit1
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +22,7 @@ from sora_jax.nn.dit import SIZES
 ROWS = {
   # size: (rows, row_len, max_segments, lr, warmup_steps)
   "tiny": (16, 256, 16, 2e-3, 100),
-  "small": (16, 512, 16, 1e-3, 300),
+  "small": (24, 256, 8, 2e-3, 100),
   "s": (64, 2048, 32, 3e-4, 1000),
   "b": (128, 4096, 32, 1e-4, 1000),
   "l": (256, 8192, 64, 1e-4, 2000),
@@ -25,8 +32,16 @@ ROWS = {
 }
 
 
+MOTIONS = ("constant",) * 10 + ("bounce", "gravity") * 2 + (
+  "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
+)  # fmt: skip
+"""What small learns: two fifths of its clips are one object in constant motion."""
+
+
 def get_config(arg: str = "tiny") -> ConfigDict:
-  size, smoke = base.parse(arg, SIZES)
+  words = [word.strip() for word in (arg or "").split(",")]
+  large = "large" in words
+  size, smoke = base.parse(",".join(word for word in words if word != "large"), SIZES)
   size = size or "tiny"
   c = base.get_config()
   table = SIZES[size]
@@ -56,6 +71,23 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     d.world.num_clips = 1_000_000
     c.diffusion.gamma = 1.0
     c.diffusion.shift_reference = 256.0
+  if size == "small":
+    d.world.motions = MOTIONS
+    d.world.styles = ("plain",) * 5 + ("outline", "hatched", "night")
+    d.world.sizes = ((32, 32), (40, 32), (32, 40), (56, 32), (32, 56))
+    d.world.frames = (9, 9, 17)
+    d.text_row_len = 96
+    c.optimizer.name = "muon"
+    c.train.log_every = 20
+    c.train.save_every = 200
+    c.evaluation.sizes = d.world.sizes
+    c.evaluation.frames = 9
+  if large:
+    if size != "small":
+      raise ValueError(f"config argument {arg!r}: 'large' is the second leg of small")
+    d.rows, d.row_len = 12, 512
+    d.world.sizes = ((48, 48), (64, 48), (48, 64), (72, 40), (40, 72), (96, 64), (64, 96))
+    c.evaluation.sizes = d.world.sizes[:5]
   if size in ("3b", "10b"):
     c.optimizer.b2 = 0.95
   if smoke:

@@ -79,6 +79,16 @@ def test_sizes_reach_the_model(size):
   assert c.text.width == dit_lib.SIZES[size]["text_width"]
 
 
+def test_the_second_leg_of_small_fits_its_rows(tmp_path):
+  first, second = (config_of("dit", arg).to_dict() for arg in ("small", "small,large"))
+  assert first["model"] == second["model"] and first["text"] == second["text"]
+  source = build.ClipsConfig("world", tmp_path, 1, build.world_config(second))
+  pipeline = build.pipeline_config(second, dit_config(second).patch)
+  build.fits(source, pipeline, vae_lib.SIZES["tiny"])
+  with pytest.raises(ValueError, match="second leg of small"):
+    config_of("dit", "b,large")
+
+
 @pytest.mark.parametrize("size", ["tiny", "s"])
 def test_a_config_builds_at_true_size_without_memory(size):
   c = config_of("dit", size).to_dict()

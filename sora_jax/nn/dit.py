@@ -389,7 +389,7 @@ class DiT(nn.Module):
 
 SIZES: dict[str, dict] = {
   "tiny": dict(width=128, depth=6, heads=4, text_width=128, in_channels=20, out_channels=8),
-  "small": dict(width=192, depth=8, heads=6, text_width=128, in_channels=20, out_channels=8),
+  "small": dict(width=192, depth=8, heads=3, text_width=128, in_channels=20, out_channels=8),
   "s": dict(width=384, depth=12, heads=6, text_width=512),
   "b": dict(width=768, depth=12, heads=12, text_width=768),
   "l": dict(width=1024, depth=24, heads=16, text_width=1024),

@@ -77,6 +77,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     d.world.sizes = ((32, 32), (40, 32), (32, 40), (56, 32), (32, 56))
     d.world.frames = (9, 9, 17)
     d.text_row_len = 96
+    c.diffusion.shift_reference = 16.0
     c.optimizer.name = "muon"
     c.train.log_every = 20
     c.train.save_every = 200

@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.text_row_len = 64
   c.model.width, c.model.depth, c.model.heads = 192, 6, 3
   c.model.scan_unroll = 6
+  c.diffusion.shift_reference = 16.0  # a token holds 4 cells of 32 channels: more to drown in noise
   c.optimizer.name = "muon"
   c.optimizer.lr = 2e-3
   c.optimizer.ema_decay = 0.999

@@ -13,9 +13,12 @@ from ml_collections import config_flags
 from sora_jax import model
 from sora_jax.tasks import build, report
 from sora_jax.tasks.typed import typed, without
-from sora_jax.train import checkpoint, loop, provenance
+from sora_jax.train import checkpoint, host_memory, loop, provenance
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+HEAP = 3 << 30
+"""Bytes of heap, at most, that a training step on processors should find in huge pages."""
+
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 
 
@@ -23,6 +26,8 @@ def main(argv: list[str]) -> None:
   """Checks the flags and runs the job."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  if host_memory.cpu_alone():
+    host_memory.keep_freed_memory(HEAP)
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
   run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))

@@ -6,11 +6,23 @@ third of the time of a small step. Accelerators have allocators of their own and
 """
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # glibc, malloc.h
 MADV_HUGEPAGE = 14  # Linux, mman.h
 HUGE_PAGE = 1 << 21
+
+
+DEVICES = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd")
+"""Names under /dev of accelerators that JAX runs on."""
+
+
+def cpu_alone(devices: Path = Path("/dev")) -> bool:
+  """Whether JAX will run on processors alone, found out without starting it."""
+  asked = os.environ.get("JAX_PLATFORMS", "")
+  return asked == "cpu" or not (asked or any(any(devices.glob(name)) for name in DEVICES))
 
 
 def keep_freed_memory(expected_bytes: int = 1 << 30) -> bool:

@@ -3,7 +3,8 @@
   python -m sora_jax.main --config=configs/tiny.py --workdir=runs/tiny
 
 Hardware: 2 CPU cores, no accelerator. Time: under 15 minutes, data and report included.
-Expected on 128 held-out prompts: colour and direction at least 95 %, shape at least 85 %.
+Aim on 128 held-out prompts: colour and direction at least 95 %, shape at least 85 %. Measured so far,
+after 465 steps on a busy machine: 100, 71 and 31 %.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ small is the shipped one. It learns in legs, each from the one before, cheap cli
 
   python -m sora_jax.main --config=configs/dit.py:small --workdir=runs/dit1 \
     --config.train.minutes=50
-  python -m sora_jax.main --config=configs/dit.py:small,large --workdir=runs/dit2 \
+  python -m sora_jax.main --config=configs/dit.py:small_large --workdir=runs/dit2 \
     --config.train.minutes=150 --config.train.init_from=runs/dit1
 """
 
@@ -39,10 +39,9 @@ MOTIONS = ("constant",) * 10 + ("bounce", "gravity") * 2 + (
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
-  words = [word.strip() for word in (arg or "").split(",")]
-  large = "large" in words
-  size, smoke = base.parse(",".join(word for word in words if word != "large"), SIZES)
-  size = size or "tiny"
+  size, smoke = base.parse(arg, (*SIZES, "small_large"))
+  large = size == "small_large"
+  size = "small" if large else size or "tiny"
   c = base.get_config()
   table = SIZES[size]
   for name in ("width", "depth", "heads"):
@@ -84,8 +83,6 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.evaluation.sizes = d.world.sizes
     c.evaluation.frames = 9
   if large:
-    if size != "small":
-      raise ValueError(f"config argument {arg!r}: 'large' is the second leg of small")
     d.rows, d.row_len = 12, 512
     d.world.sizes = ((48, 48), (64, 48), (48, 64), (72, 40), (40, 72), (96, 64), (64, 96))
     c.evaluation.sizes = d.world.sizes[:5]

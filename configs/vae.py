@@ -4,8 +4,8 @@
 
 Sizes: nano, tiny (shipped), base, xl; add `,smoke` for a minute on two cores.
 Hardware: tiny trains on 2 CPU cores in hours; base and xl need an accelerator.
-Expected for tiny after 37 minutes: 33.5 to 34.6 dB on held-out clips of each level; over object pixels
-25.7, 27.6, 26.3 and 23.8 dB for levels 1 to 4 (the aim is 26).
+Expected for tiny after 37 minutes: 33.5 to 34.6 dB on held-out clips of each level; over object
+pixels 25.7, 27.6, 26.3 and 23.8 dB for levels 1 to 4 (the aim is 26).
 """
 
 from ml_collections import ConfigDict

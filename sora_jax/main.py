@@ -15,10 +15,10 @@ from sora_jax.tasks import build, report
 from sora_jax.tasks.typed import typed, without
 from sora_jax.train import checkpoint, host_memory, loop, provenance
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 HEAP = 3 << 30
 """Bytes of heap, at most, that a training step on processors should find in huge pages."""
 
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 
 

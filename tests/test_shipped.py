@@ -3,13 +3,17 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
 import sora_jax
 import sora_jax.weights
+from sora_jax.data import transforms
 from sora_jax.data.world import World, WorldConfig
 from sora_jax.evaluation import release
+from sora_jax.nn import vae
+from sora_jax.tasks import build
 from sora_jax.weights import store
 
 ROOT = pathlib.Path(sora_jax.weights.__file__).parent
@@ -54,6 +58,21 @@ def test_files_hold_the_weights_that_were_measured(folder):
   for name, about in files.items():
     assert store.hash_of(folder / name) == about["hash"], name
     assert (folder / name).stat().st_size == about["bytes"], name
+
+
+def test_the_autoencoders_recorded_figures_are_reproduced(folder):
+  found = build.load_autoencoder(str(folder))
+  encode, decode = (jax.jit(f, static_argnums=0) for f in (vae.encode, vae.decode))
+
+  def reconstruct(video_THWC):
+    T, H, W, _ = video_THWC.shape
+    video_BTHWC = transforms.to_float(video_THWC)[None]
+    latent = encode(found.network.config, found.variables, video_BTHWC)
+    recon = decode(found.network.config, found.variables, latent)
+    return transforms.to_uint8(np.asarray(recon[0, :T, :H, :W]))
+
+  recorded = {"vae": story_of(folder)["check"]["vae"]}
+  assert release.differences({"vae": release.vae_check(reconstruct)}, recorded) == []
 
 
 def test_recorded_figures_are_reproduced(folder):

@@ -15,7 +15,9 @@ from sora_jax.train import host_memory
     ("", "nvidia-modeset", True),
   ],
 )
-def test_an_accelerator_is_seen_without_starting_jax(tmp_path, monkeypatch, asked, device, expected):
+def test_an_accelerator_is_seen_without_starting_jax(
+  tmp_path, monkeypatch, asked, device, expected
+):
   monkeypatch.setenv("JAX_PLATFORMS", asked)
   if device:
     (tmp_path / device).parent.mkdir(exist_ok=True)

@@ -84,6 +84,13 @@ def products(a: Array, b: Array, over_a: int, over_b: int) -> Array:
   )
 
 
+def flipped(x_RALM: Array) -> Array:
+  """Its last two axes exchanged in memory: on CPU a product over the third axis is three times
+  slower than one over the last.
+  """
+  return fence(x_RALM.swapaxes(2, 3))
+
+
 @jax.custom_vjp
 def _attention(
   q_RALK: Array, k_RAMK: Array, v_RAMK: Array, segment_RL: Array, segment_RM: Array
@@ -110,11 +117,11 @@ def _attention_backward(saved: tuple, given_RALK: Array) -> tuple:
   given_RALK = given_RALK.astype(jnp.float32) * share_RAL1
   along_RAL1 = fence((given_RALK * out_RALK).sum(-1, keepdims=True))
   given_RALK = fence(given_RALK.astype(v_RAMK.dtype))
-  to_v_RAMK = products(weight_RALM, given_RALK, 2, 2)
+  to_v_RAMK = products(flipped(weight_RALM), given_RALK, 3, 2)
   to_weight_RALM = products(given_RALK, v_RAMK, 3, 3)
   to_score_RALM = fence((weight_RALM * (to_weight_RALM - along_RAL1)).astype(q_RALK.dtype))
   to_q_RALK = products(to_score_RALM, k_RAMK, 3, 2)
-  to_k_RAMK = products(to_score_RALM, q_RALK, 2, 2)
+  to_k_RAMK = products(flipped(to_score_RALM), q_RALK, 3, 2)
   return (
     to_q_RALK.astype(q_RALK.dtype), to_k_RAMK.astype(k_RAMK.dtype),
     to_v_RAMK.astype(v_RAMK.dtype), None, None,

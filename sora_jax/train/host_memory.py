@@ -40,7 +40,7 @@ def keep_freed_memory(expected_bytes: int = 1 << 30) -> bool:
   libc = ctypes.CDLL(None, use_errno=True)
   if not hasattr(libc, "gnu_get_libc_version"):
     return False
-  settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (ARENA_MAX, 1))
+  settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (ARENA_MAX, 1))
   took = all([libc.mallopt(name, value) for name, value in settings])
   libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
   libc.free.argtypes = [ctypes.c_void_p]

@@ -134,6 +134,8 @@ class _Runner:
     self.total = config.steps if not config.minutes else int(self.state.total_steps)
     self._elapsed, self._since = notes["elapsed_sec"], time.perf_counter()
     self._step_fn = step_lib.make_step(task.loss, optimizer, config.accumulate, task.axes())
+    self._rate, self._meter = metrics.matmul_rate(), metrics.Meter()
+    logging.info("matmul rate of this machine: %.0f GFLOP/s", self._rate / 1e9)
     self._prefetcher = prefetch.Prefetcher(
       batches,
       lambda b: sharding.put_batch(self.mesh, b),
@@ -146,8 +148,6 @@ class _Runner:
     stack.callback(self._writer.close)
     self._board = TensorBoard(workdir / "tensorboard")
     stack.callback(self._board.close)
-    self._rate, self._meter = metrics.matmul_rate(), metrics.Meter()
-    logging.info("matmul rate of this machine: %.0f GFLOP/s", self._rate / 1e9)
     self._pending: _Pending | None = None
     self._pace: float | None = None  # smoothed seconds per step, for the plan alone
     self._read_at, self._untimed = time.perf_counter(), True

@@ -102,7 +102,7 @@ class Meter:
     )
 
 
-def matmul_rate(size: int = 1024, repeats: int = 5) -> float:
+def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
   """Returns the FLOP/s of an f32 matrix product of this size on one device: the best of a few."""
   x = jnp.ones((size, size), jnp.float32)
   product = jax.jit(lambda a: a @ a)

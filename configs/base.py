@@ -173,6 +173,7 @@ def diffusion() -> ConfigDict:
   c.shift_reference = 64.0  # tokens per latent frame that need no shift
   c.shift_space = 0.5  # exponent of tokens per latent frame
   c.shift_frames = 0.25  # exponent of latent frames
+  c.shift_high = 7.0  # the largest shift, 1 and up
   return c
 
 

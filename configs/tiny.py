@@ -3,8 +3,8 @@
   python -m sora_jax.main --config=configs/tiny.py --workdir=runs/tiny
 
 Hardware: 2 CPU cores, no accelerator. Time: under 15 minutes, data and report included.
-Aim on 128 held-out prompts: colour and direction at least 95 %, shape at least 85 %. Measured so
-far, after 465 steps on a busy machine: 100, 71 and 31 %.
+Aim on 128 held-out prompts: colour and direction at least 95 %, shape at least 85 %. Measured in
+13 minutes 35 seconds, 1,976 steps, 3.9 M tokens: 100, 100 and 99 %.
 """
 
 from ml_collections import ConfigDict
@@ -24,17 +24,20 @@ def get_config(arg: str = "") -> ConfigDict:
   w.sizes = ((32, 32), (32, 24), (24, 32), (48, 24), (24, 48))  # rows of 144 fill to 97.1 %
   w.frames = (5, 9, 9)
   w.num_clips = 8192
-  c.data.rows, c.data.row_len, c.data.max_segments, c.data.streams = 42, 144, 6, 42
+  c.data.rows, c.data.row_len, c.data.max_segments, c.data.streams = 14, 144, 6, 14
   c.data.text_row_len = 64
   c.model.width, c.model.depth, c.model.heads = 192, 6, 3
   c.model.scan_unroll = 6
-  c.diffusion.shift_reference = 16.0  # a token holds 4 cells of 32 channels: more to drown in noise
+  # Hundreds of entries agree on where an object is and where it goes: that is decided above time
+  # 0.9, where a shift of 10 puts half of the training.
+  c.diffusion.shift_reference, c.diffusion.shift_high = 0.25, 20.0
   c.optimizer.name = "muon"
-  c.optimizer.lr = 2e-3
+  c.optimizer.lr = 3e-3
+  c.optimizer.warmup_steps = 30
   c.optimizer.ema_decay = 0.999
   c.evaluation.sizes = ((32, 32), (48, 24), (24, 48))
   c.train.steps = 4000
-  c.train.minutes = 9.5
+  c.train.minutes = 12.5
   c.train.log_every = 20
   c.train.save_every = 200
   return base.smoke(c) if smoke else c

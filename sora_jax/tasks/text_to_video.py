@@ -38,6 +38,7 @@ class DiffusionConfig:
   shift_reference: float = 64.0
   shift_space: float = 0.5
   shift_frames: float = 0.25
+  shift_high: float = 7.0
 
   def __post_init__(self):
     for name in ("prediction", "loss"):
@@ -53,7 +54,9 @@ class DiffusionConfig:
 
   @property
   def shift_config(self) -> times.ShiftConfig:
-    return times.ShiftConfig(self.shift_reference, self.shift_space, self.shift_frames)
+    return times.ShiftConfig(
+      self.shift_reference, self.shift_space, self.shift_frames, high=self.shift_high
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,7 +195,7 @@ class TextToVideo:
     c, p = self.diffusion, self.pipeline
     tokenizer = tokenizers.load(self.tokenizer_name)
     pieces = getattr(tokenizer, "model_bytes", None)
-    shifts = ("prediction", "shift_reference", "shift_space", "shift_frames")
+    shifts = ("prediction", "shift_reference", "shift_space", "shift_frames", "shift_high")
     dit = {
       "network": self.dit.config,
       "diffusion": {name: getattr(c, name) for name in shifts},

@@ -5,8 +5,9 @@
     text.safetensors  config: {"network": TextConfig, "tokenizer": "bytes" or "tokenizer.model"}
                       tree: parameters
     dit.safetensors   config: {"network": DiTConfig, "diffusion": {"prediction", "shift_reference",
-                      "shift_space", "shift_frames"}, "rows": {"row_len", "max_segments",
-                      "text_row_len"}, "sampling": {"solver", "steps", "guidance", "fps", ...}}
+                      "shift_space", "shift_frames", "shift_high"}, "rows": {"row_len",
+                      "max_segments", "text_row_len"}, "sampling": {"solver", "steps",
+                      "guidance", "fps", ...}}
                       tree: parameters
     tokenizer.model   SentencePiece model, where the text encoder was trained with one
     provenance.json   config, command, seed, commit, hardware, time, legs, validation figures

@@ -22,7 +22,7 @@ from sora_jax.nn.dit import SIZES
 ROWS = {
   # size: (rows, row_len, max_segments, lr, warmup_steps)
   "tiny": (16, 256, 16, 2e-3, 100),
-  "small": (24, 256, 8, 2e-3, 100),
+  "small": (8, 256, 8, 3e-3, 100),
   "s": (64, 2048, 32, 3e-4, 1000),
   "b": (128, 4096, 32, 1e-4, 1000),
   "l": (256, 8192, 64, 1e-4, 2000),
@@ -76,14 +76,15 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     d.world.sizes = ((32, 32), (40, 32), (32, 40), (56, 32), (32, 56))
     d.world.frames = (9, 9, 17)
     d.text_row_len = 96
-    c.diffusion.shift_reference = 16.0
+    c.diffusion.shift_reference, c.diffusion.shift_high = 0.25, 20.0  # see configs/tiny.py
     c.optimizer.name = "muon"
     c.train.log_every = 20
     c.train.save_every = 200
     c.evaluation.sizes = d.world.sizes
     c.evaluation.frames = 9
   if large:
-    d.rows, d.row_len = 12, 512
+    d.rows, d.row_len = 8, 512
+    c.optimizer.lr = 2e-3
     d.world.sizes = ((48, 48), (64, 48), (48, 64), (72, 40), (40, 72), (96, 64), (64, 96))
     c.evaluation.sizes = d.world.sizes[:5]
   if size in ("3b", "10b"):

@@ -22,7 +22,6 @@ from configs import base
 from sora_jax.data.world import vocabulary
 from sora_jax.nn.vae import SIZES
 
-
 SECOND = sum((vocabulary.MOTIONS[level] for level in (1, 2, 3, 4, 4)), ())
 """Motions of the second leg: the small things of level 4 twice as often."""
 

@@ -7,6 +7,7 @@ import pytest
 from sora_jax.data import tokenizers
 from sora_jax.data.pipeline import PipelineConfig
 from sora_jax.data.records import Clip
+from sora_jax.diffusion import times
 from sora_jax.nn.dit import DiT, DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops.patchify import cell_channels
@@ -143,6 +144,17 @@ def test_export_writes_a_model_folder_and_starts_another_leg(tmp_path, task):
   again = make(init_from=tmp_path / "model").init(jax.random.key(9))
   jax.tree.map(np.testing.assert_array_equal, params, again)
   assert store.load(tmp_path / "model" / "dit.safetensors")[2]["provenance"] == {"seed": 3}
+
+
+def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path):
+  config = DiffusionConfig(
+    shift_reference=2.0, shift_space=0.4, shift_frames=0.1, shift_high=9.0
+  )  # fmt: skip
+  task = make(diffusion=config)
+  task.export(task.init(jax.random.key(3)), tmp_path / "model", {})
+  found = folder.read(tmp_path / "model")["dit"].config["diffusion"]
+  shift = {n.removeprefix("shift_"): v for n, v in found.items() if n.startswith("shift_")}
+  assert times.ShiftConfig(**shift) == config.shift_config
 
 
 @pytest.mark.parametrize("change", [{"prediction": "z"}, {"gamma": 2.0}, {"time_std": 0.0}])

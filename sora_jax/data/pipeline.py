@@ -133,7 +133,9 @@ def packed_rows(
   """
   table = table or scan(source, config.patch, tokenize)
   skip = config.too_long == "skip"
-  indices = usable(table, source, config.row_len, config.text_row_len, skip)
+  indices = usable(
+    table, source, config.row_len, config.text_row_len, config.caption_long, skip
+  )  # fmt: skip
   batches = PackedBatches(StreamPlan(source, table, indices, patchify, tokenize, config))
   if config.prefetch:
     return grain.experimental.ThreadPrefetchIterDataset(

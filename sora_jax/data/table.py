@@ -83,15 +83,18 @@ def scan(source: ClipSource, patch: Patch, tokenize: Callable[[str], list[int]])
 
 
 def usable(
-  table: ClipTable, source: ClipSource, row_len: int, text_row_len: int, skip: bool
-) -> np.ndarray:
-  """Indices (int64) of the clips that fit a row with either caption.
+  table: ClipTable, source: ClipSource, row_len: int, text_row_len: int, caption_long: float,
+  skip: bool,
+) -> np.ndarray:  # fmt: skip
+  """Indices (int64) of the clips that fit a row with any caption that will be read.
 
-  Args: skip: leave the others out with a warning, instead of raising.
+  Args: caption_long: share of visits that read the long caption; at 0 and 1 only one of the two
+    counts.  skip: leave the others out with a warning, instead of raising.
 
   Raises: ValueError naming the clips that do not fit, with their lengths; also if none fits.
   """
-  tokens_N, text_N = table.tokens_N, table.text_N2.max(axis=1)
+  read = [kind for kind, share in ((0, 1 - caption_long), (1, caption_long)) if share > 0]
+  tokens_N, text_N = table.tokens_N, table.text_N2[:, read].max(axis=1)
   fits_N = (tokens_N <= row_len) & (text_N <= text_row_len) & (table.empty_text <= text_row_len)
   if not fits_N.all():
     long = [

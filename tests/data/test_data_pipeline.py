@@ -251,6 +251,9 @@ def test_text_too_long_for_a_row_is_named():
   clips[1] = dataclasses.replace(clips[1], captions={"short": "x", "long": "y" * 99})
   with pytest.raises(ValueError, match=r"'clip 1' \(6 tokens, 100 text ids\)"):
     dataset(clips=clips)
+  dataset(with_(caption_long=0.0), clips=clips)  # never read, it takes no room
+  with pytest.raises(ValueError, match="100 text ids"):
+    dataset(with_(caption_long=1.0), clips=clips)
 
 
 def test_bad_latents_are_named():

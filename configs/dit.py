@@ -77,6 +77,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     d.world.frames = (9, 9, 17)
     d.text_row_len = 96
     c.diffusion.shift_reference, c.diffusion.shift_high = 0.25, 20.0  # see configs/tiny.py
+    c.model.mlp_activation = "relu_squared"  # a tenth of the step less than GELU on processors
     c.optimizer.name = "muon"
     c.train.log_every = 20
     c.train.save_every = 200

@@ -4,7 +4,8 @@
 
 Hardware: 2 CPU cores, no accelerator. Time: under 15 minutes, data and report included.
 Aim on 128 held-out prompts: colour and direction at least 95 %, shape at least 85 %. Measured in
-13 minutes 35 seconds, 1,976 steps, 3.9 M tokens: 100, 100 and 99 %.
+13 minutes 35 seconds, 1,976 steps, 3.9 M tokens: 100, 100 and 99 %, in the latents of the shipped
+autoencoder's first leg.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.text_row_len = 64
   c.model.width, c.model.depth, c.model.heads = 192, 6, 3
   c.model.scan_unroll = 6
-  c.model.mlp_activation = "relu_squared"  # a tenth of the step less than GELU on processors
   # Hundreds of entries agree on where an object is and where it goes: that is decided above time
   # 0.9, where a shift of 10 puts half of the training.
   c.diffusion.shift_reference, c.diffusion.shift_high = 0.25, 20.0

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = {
   "tiny": ("", "smoke"),
   "tiny_clips": ("", "smoke"),
-  "vae": tuple(vae_lib.SIZES) + tuple(f"{s},smoke" for s in vae_lib.SIZES),
+  "vae": (*vae_lib.SIZES, "tiny_second") + tuple(f"{s},smoke" for s in vae_lib.SIZES),
   "dit": (*dit_lib.SIZES, "small_large") + tuple(f"{s},smoke" for s in dit_lib.SIZES),
 }
 ALL = [(name, arg) for name, args in ARGUMENTS.items() for arg in args]

@@ -13,8 +13,6 @@ from pathlib import Path
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # glibc, malloc.h
 MADV_HUGEPAGE = 14  # Linux, mman.h
 HUGE_PAGE = 1 << 21
-
-
 DEVICES = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*", "kfd")
 """Names under /dev of accelerators that JAX runs on."""
 

@@ -134,6 +134,7 @@ class _Runner:
     self.total = config.steps if not config.minutes else int(self.state.total_steps)
     self._elapsed, self._since = notes["elapsed_sec"], time.perf_counter()
     self._step_fn = step_lib.make_step(task.loss, optimizer, config.accumulate, task.axes())
+    # Before the batches' thread starts: beside it the rate came out at half its value.
     self._rate, self._meter = metrics.matmul_rate(), metrics.Meter()
     logging.info("matmul rate of this machine: %.0f GFLOP/s", self._rate / 1e9)
     self._prefetcher = prefetch.Prefetcher(

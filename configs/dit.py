@@ -32,10 +32,10 @@ ROWS = {
 }
 
 
-MOTIONS = ("constant",) * 10 + ("bounce", "gravity") * 2 + (
+MOTIONS = ("constant",) * 14 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
 )  # fmt: skip
-"""What small learns: two fifths of its clips are one object in constant motion."""
+"""What small learns: half of its clips are one object in constant motion."""
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:

@@ -86,8 +86,10 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   if large:
     d.rows, d.row_len = 8, 512
     c.optimizer.lr = 2e-3
-    d.world.sizes = ((48, 48), (64, 48), (48, 64), (72, 40), (40, 72), (96, 64), (64, 96))
-    c.evaluation.sizes = d.world.sizes[:5]
+    aspects = ((48, 48), (56, 40), (40, 56), (72, 40), (40, 72))
+    d.world.sizes = 2 * aspects + ((96, 64), (64, 96))
+    d.world.num_clips = 20480
+    c.evaluation.sizes = aspects
   if size in ("3b", "10b"):
     c.optimizer.b2 = 0.95
   if smoke:

@@ -19,8 +19,8 @@ from sora_jax.weights import store
 
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
 OUT = flags.DEFINE_string("out", "runs/shipped", "Folder of figures and pictures.")
-DIT_SIZES = ("64x36", "56x40", "48x48", "40x56", "36x64")
-"""One size for each of the aspect ratios 16:9, 4:3, 1:1, 3:4 and 9:16."""
+DIT_SIZES = ("72x40", "56x40", "48x48", "40x56", "40x72")
+"""One size in whole tokens for each of the aspect ratios 16:9, 4:3, 1:1, 3:4 and 9:16."""
 
 
 def sizes(words: list[str]) -> list[tuple[int, int]]:

@@ -2,7 +2,8 @@
 
   python -m sora_jax.main --config=configs/vae.py:tiny --workdir=runs/vae_tiny
 
-Sizes: nano, tiny (shipped), base, xl; add `,smoke` for a minute on two cores.
+Sizes: nano, tiny (shipped), tiny_linear (its encoder is one linear map), base, xl; add `,smoke`
+for a minute on two cores.
 Hardware: tiny trains on 2 CPU cores in hours; base and xl need an accelerator.
 
 tiny learns in two legs; the second, mostly squared error, ends what the first has begun:
@@ -47,6 +48,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.vae.batch_pixels = 8 * 9 * 32 * 32
   c.vae.loss.l2 = 4.0
   c.vae.loss.ssim = 0.0  # a third of the step on CPU; flat shapes are sharp without it
+  c.vae.isometric = c.vae.size == "tiny_linear"
   c.optimizer.name = "muon"
   c.optimizer.lr = 2e-3  # at three times that, the posterior's variance explodes now and then
   c.optimizer.decay = "linear"

@@ -46,6 +46,8 @@ class VAEConfig:
     shortcut: linear paths from cells to latents and back, beside the networks: they carry flat
       colours from the first step on, which the norms before the last convolutions would have to
       learn around. Only for networks of one level, whose cells are the latents'.
+    linear_encoder: latents are the linear path alone, so that what a transformer learns of them
+      is as simple as it is of pixels. Needs shortcut.
     decoder_width: `width` of the decoder; 0 = the same.
     mid_attention: at the coarsest level, over each "frame", over fixed tiles of it ("window"), or
       "none". Only the last two let tiles equal the whole.
@@ -69,6 +71,7 @@ class VAEConfig:
   stem_patch: int = 1
   stem_frames: int = 1
   shortcut: bool = False
+  linear_encoder: bool = False
   decoder_width: int = 0
   mid_attention: str = "none"
   window: int = 8
@@ -105,6 +108,8 @@ class VAEConfig:
       )
     if self.shortcut and steps:
       raise ValueError(f"shortcut needs a network of one level; mult={self.mult} has {steps + 1}")
+    if self.linear_encoder and not self.shortcut:
+      raise ValueError("linear_encoder needs shortcut, the linear path that it leaves")
     channels = (self.decoder_width or self.width, *(m for m in self.mult))
     if any(self.space_down) and any(channels[0] * m % 2 for m in self.mult[1:]):
       raise ValueError(f"the decoder's channels {channels[0]} x {self.mult[1:]} must be even")
@@ -130,6 +135,10 @@ SIZES: dict[str, VAEConfig] = {
   "tiny": VAEConfig(
     width=96, mult=(1,), res_blocks=0, taps=1, latent=32, time_down=(), space_down=(),
     stem_patch=4, stem_frames=4, shortcut=True,
+  ),
+  "tiny_linear": VAEConfig(
+    width=96, mult=(1,), res_blocks=2, taps=1, latent=48, time_down=(), space_down=(),
+    stem_patch=4, stem_frames=4, shortcut=True, linear_encoder=True,
   ),
   "base": VAEConfig(
     width=64, mult=(1, 2, 4, 4), res_blocks=2, latent=16, time_down=(False, True, True),

@@ -42,7 +42,8 @@ DATA = (
   "source", "folder", "world", "validation_clips", "processes", "crop", "token_drop",
   "encode_batch", *PIPELINE,
 )  # fmt: skip
-VAE = ("weights", "size", "sizes", "frames", "batch_pixels", "latent_noise", "noise_from", "loss")
+VAE = ("weights", "size", "sizes", "frames", "batch_pixels", "latent_noise", "noise_from",
+       "isometric", "loss")  # fmt: skip
 
 CLIPS_PER_BATCH = 8
 """Clips that the VAE's evaluation takes for each of `evaluation.batches`."""
@@ -138,6 +139,7 @@ def vae(config: Mapping, source: ClipsConfig) -> functools.partial:
     "losses": typed(vae_losses.LossConfig, "vae.loss", c["loss"]),
     "noise": NoiseConfig(c["latent_noise"], c["noise_from"]),
     "video": video,
+    "isometric": c["isometric"],
     "evaluate": CLIPS_PER_BATCH * config["evaluation"]["batches"],
     "init_from": init_from(config, "vae.safetensors"),
   }

@@ -15,7 +15,7 @@ from sora_jax.data import transforms
 from sora_jax.data.video_batches import VideoConfig, scan_shapes, video_batches
 from sora_jax.evaluation import metrics
 from sora_jax.nn import vae as vae_lib
-from sora_jax.nn import vae_losses
+from sora_jax.nn import vae_losses, vae_metric
 from sora_jax.nn.vae import CausalVAE
 from sora_jax.tasks.clips import Sources
 from sora_jax.train.task import Cost, Ratio
@@ -48,7 +48,8 @@ class VaeTask:
   """Reconstruction of cuts with the losses of `nn/vae_losses.py`; see `train.task.Task`.
 
   evaluate: clips of the validation set that are reconstructed whole, per size.
-  init_from: a `vae.safetensors` whose weights start this leg, or None.
+  isometric: export latents in which errors cost as many pixels in every direction, see
+  `nn/vae_metric.py`.  init_from: a `vae.safetensors` whose weights start this leg, or None.
   """
 
   network: CausalVAE
@@ -57,6 +58,7 @@ class VaeTask:
   video: VideoConfig
   sources: Sources
   evaluate: int = 8
+  isometric: bool = False
   init_from: Path | None = None
   name: str = "vae"
 
@@ -118,6 +120,8 @@ class VaeTask:
 
   def export(self, params, folder: Path, provenance: dict) -> dict[str, float]:
     stats = latent_stats(self.network, params, self.sources.train)
+    if self.isometric:
+      params, stats = isometric(self.network, params, stats, self.sources.train)
     config = {"network": folder_lib.plain(self.network.config)}
     store.save(folder / "vae.safetensors", {"params": params, "stats": stats}, config, provenance)
     return {f"vae/latent_{name}": float(np.mean(value)) for name, value in stats.items()}
@@ -127,6 +131,25 @@ def latent_stats(network: CausalVAE, params: Any, source: Any, clips: int = 512)
   """Returns {"mean_Z", "std_Z"} of the posterior mean over whole clips spread over a source."""
   parts = (v for _, v in batches_by_shape(source, spread(len(source), clips), network.config))
   return vae_lib.latent_stats(functools.partial(_encode, network, params), parts)
+
+
+def isometric(
+  network: CausalVAE, params: Any, stats: dict, source: Any, clips: int = 128
+) -> tuple[dict, dict]:
+  """Parameters and statistics of the same autoencoder with isometric latents.
+
+  One scale serves all channels: their variances are what they add to that of pixels.
+  """
+  key, metric_ZZ, latents = jax.random.key(0), 0.0, []
+  for _, video_BTHWC in batches_by_shape(source, spread(len(source), clips), network.config):
+    key, now = jax.random.split(key)
+    latents.append(_encode(network, params, video_BTHWC))
+    metric_ZZ += np.asarray(_metric(network, params, latents[-1], now)) * latents[-1][..., 0].size
+  mean_Z, covariance_ZZ = vae_metric.covariance(latents)
+  map_ZZ = vae_metric.isometric_map(metric_ZZ, covariance_ZZ)
+  map_ZZ /= np.sqrt(np.trace(map_ZZ @ covariance_ZZ @ map_ZZ.T) / len(mean_Z))
+  stats = {"mean_Z": np.zeros_like(stats["mean_Z"]), "std_Z": np.ones_like(stats["std_Z"])}
+  return vae_metric.fold(params, map_ZZ, mean_Z), stats
 
 
 def raw(network: CausalVAE, params: Any) -> dict:
@@ -189,6 +212,11 @@ def batches_by_shape(source: Any, indices: list[int], config: vae_lib.VAEConfig,
       part = pairs[start : start + size]
       full = (part + [part[-1]] * size)[:size]
       yield [clip for clip, _ in part], jnp.asarray(np.stack([video for _, video in full]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _metric(network, params, latent_BthwZ, key):
+  return vae_metric.pullback_metric(network, raw(network, params), latent_BthwZ, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,7 +8,8 @@ two 2048 x 2048 float32 matrices. All of them are timed in turn within one run, 
 the machine does falls on each alike; both the best and the middle of the times are reported.
 `plain` is the same shape of network written straight down: GELU-tanh, no fences, one clip a line;
 once on clips that all have the mean length, and once on the packed clips padded to the longest.
-The last line is one JSON object.
+`plain_alone` is the first of these in a process of its own, whose C library gives freed memory
+back as it does by itself; it too takes its turn. The last line is one JSON object.
 """
 
 import argparse
@@ -18,12 +19,15 @@ import json
 import os
 import pathlib
 import re
+import subprocess
+import sys
 import tempfile
 import time
 
 from sora_jax.train.host_memory import keep_freed_memory
 
-KEPT = keep_freed_memory(3 << 30)
+ALONE = "--alone"
+KEPT = ALONE not in sys.argv and keep_freed_memory(3 << 30)
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -202,7 +206,44 @@ class Step:
 
   def __call__(self):
     *self.state, value = self.compiled(*self.state, self.batch)
-    return value.block_until_ready()
+    value.block_until_ready()
+
+
+class Alone:
+  """The plain step in another process, one step a call."""
+
+  def __init__(self, name: str):
+    self.process = subprocess.Popen(
+      [sys.executable, __file__, "--sizes", name, ALONE], text=True,
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    self.process.stdout.readline()
+
+  def __call__(self) -> tuple[float, float]:
+    """Returns: seconds and CPU seconds, as the other process took them."""
+    print(file=self.process.stdin, flush=True)
+    return tuple(float(word) for word in self.process.stdout.readline().split())
+
+  def stop(self):
+    self.process.stdin.close()
+    self.process.wait()
+
+
+def timed(run) -> tuple[float, float]:
+  """Seconds and CPU seconds of a call, or what the call itself says they were."""
+  wall, cpu = time.perf_counter(), time.process_time()
+  found = run()
+  alone = isinstance(found, tuple)
+  return found if alone else (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def serve(name: str):
+  """Runs a plain step for every line that comes in; says how long it took."""
+  plain = setup(name)[0]["plain"]
+  plain()
+  print("ready", flush=True)
+  for _ in sys.stdin:
+    print(*timed(plain), flush=True)
 
 
 def time_in_turn(runs: dict, seconds: float) -> dict[str, np.ndarray]:
@@ -214,9 +255,7 @@ def time_in_turn(runs: dict, seconds: float) -> dict[str, np.ndarray]:
   end = time.perf_counter() + seconds
   while time.perf_counter() < end or len(times["matmul"]) < 9:
     for name, run in runs.items():
-      wall, cpu = time.perf_counter(), time.process_time()
-      run()
-      times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+      times[name].append(timed(run))
   return {name: np.array(values) for name, values in times.items()}
 
 
@@ -263,8 +302,8 @@ def profile(step: Step, calls: int = 10) -> dict[str, float]:
   return {kind: round(value / sum(total.values()), 3) for kind, value in total.most_common()}
 
 
-def measure(name: str, seconds: float) -> dict:
-  """All figures of one size."""
+def setup(name: str) -> tuple[dict, dict, dict]:
+  """Returns: what is to be timed, its floating-point operations, and figures of the size."""
   size, rng = SIZES[name], np.random.default_rng(0)
   config = size["config"]
   rows = fill_rows(size, rng)
@@ -275,40 +314,53 @@ def measure(name: str, seconds: float) -> dict:
   num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
   mean = round(np.mean(lengths))
   equal = [mean] * (size["rows"] * size["row_len"] // mean)
+  runs = {"plain": Step(plain_loss, config, params, plain_batch(config, equal, rng))}
+  flops = {"plain": work(config, num_params, equal)}
+  if ALONE in sys.argv:
+    return runs, flops, {}
   square = jnp.ones((2048, 2048))
   product = jax.jit(lambda a, b: a @ b)
-  runs = {
+  gelu = dataclasses.replace(config, mlp_activation="gelu_tanh")
+  runs |= {
     "matmul": lambda: product(square, square).block_until_ready(),
     "ours": Step(packed_loss, config, params, batch),
-    "gelu": Step(
-      packed_loss, dataclasses.replace(config, mlp_activation="gelu_tanh"), params, batch
-    ),
-    "plain": Step(plain_loss, config, params, plain_batch(config, equal, rng)),
+    "gelu": Step(packed_loss, gelu, params, batch),
     "plain_padded": Step(plain_loss, config, params, plain_batch(config, lengths, rng)),
+    "plain_alone": Alone(name),
   }
-  flops = dict.fromkeys(runs, work(config, num_params, lengths))
-  flops["matmul"], flops["plain"] = 2 * 2048**3, work(config, num_params, equal)
+  same = dict.fromkeys(("ours", "gelu", "plain_padded"), work(config, num_params, lengths))
+  flops |= same | {"matmul": 2 * 2048**3, "plain_alone": flops["plain"]}
+  tokens = sum(lengths)
+  return runs, flops, {
+    "size": name, "width": config.width, "depth": config.depth, "parameters": num_params,
+    "real_tokens": tokens, "fill": round(tokens / size["rows"] / size["row_len"], 4),
+    "segments": len(lengths),
+    "attention_share_of_work": round(1 - 6 * num_params * tokens / flops["ours"], 4),
+  }  # fmt: skip
+
+
+def measure(name: str, seconds: float) -> dict:
+  """All figures of one size."""
+  runs, flops, about = setup(name)
   times = time_in_turn(runs, seconds)
   rates = {
     kind: {run: flops[run] / reduce(times[run][:, column]) for run in runs}
     for kind, reduce, column in (("best", np.min, 0), ("middle", np.median, 0), ("cpu", np.min, 1))
   }
-  tokens = sum(lengths)
-  return {
-    "size": name, "width": config.width, "depth": config.depth, "parameters": num_params,
-    "real_tokens": tokens, "fill": round(tokens / size["rows"] / size["row_len"], 4),
-    "segments": len(lengths), "steps_timed": len(times["ours"]),
-    "attention_share_of_work": round(1 - 6 * num_params * tokens / flops["ours"], 4),
+  runs["plain_alone"].stop()
+  ratio = lambda other: {  # noqa: E731
+    kind: round(rate["ours"] / rate[other], 3) for kind, rate in rates.items()
+  }
+  return about | {
+    "steps_timed": len(times["ours"]),
     "matmul_gflops": {kind: round(rate["matmul"] / 1e9, 1) for kind, rate in rates.items()},
     "fraction_of_matmul": {
       kind: {run: round(rate[run] / rate["matmul"], 3) for run in runs if run != "matmul"}
       for kind, rate in rates.items()
     },
-    "times_plain": {kind: round(rate["ours"] / rate["plain"], 3) for kind, rate in rates.items()},
-    "times_plain_padded": {
-      kind: round(rate["ours"] / rate["plain_padded"], 3) for kind, rate in rates.items()
-    },
-    "tokens_per_sec": round(tokens / np.min(times["ours"][:, 0])),
+    "times_plain": ratio("plain"), "times_plain_alone": ratio("plain_alone"),
+    "times_plain_padded": ratio("plain_padded"),
+    "tokens_per_sec": round(about["real_tokens"] / np.min(times["ours"][:, 0])),
     "profile": profile(runs["ours"]),
   }  # fmt: skip
 
@@ -317,7 +369,10 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--sizes", default="tiny,w512")
   parser.add_argument("--seconds", type=float, default=60)
+  parser.add_argument(ALONE, action="store_true", help="serve plain steps to another process")
   flags = parser.parse_args()
+  if flags.alone:
+    return serve(flags.sizes)
   results = []
   for name in flags.sizes.split(","):
     results.append(measure(name, flags.seconds))

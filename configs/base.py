@@ -100,8 +100,8 @@ def vae() -> ConfigDict:
   c.frames = (1, 5, 9)  # task "vae": their lengths, 1 + 4 k; every size comes with every length
   c.batch_pixels = 16 * 9 * 32 * 32  # task "vae": frames x height x width x clips of a batch
   c.latent_noise = 0.05  # noise on latents before decoding, in their standard deviations
-  c.isometric = False  # task "vae": export latents whose errors all cost as many pixels
   c.noise_from = 0.8  # share of training from which that noise is on
+  c.isometric = False  # task "vae": export latents whose errors all cost as many pixels
   c.loss = ConfigDict()  # weights, 0 and up (0 = not computed), see sora_jax.nn.vae_losses
   c.loss.l1 = 1.0
   c.loss.l2 = 0.0

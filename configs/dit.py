@@ -6,7 +6,8 @@ Sizes: tiny, small (2 CPU cores, hours); s, b (one accelerator); l, xl, 3b, 10b 
 `,smoke` for a minute on two cores with the true width and depth where memory allows, and with a
 narrow stand-in above `s`.
 
-small is the shipped one. It learns in legs, each from the one before, cheap clips first:
+small is to be the shipped one, in legs, each from the one before, cheap clips first (45 minutes of
+the first, in the latents of the shipped autoencoder, gave moving blobs; see experiments/latents):
 
   python -m sora_jax.main --config=configs/dit.py:small --workdir=runs/dit1 \
     --config.train.minutes=50

@@ -217,7 +217,8 @@ class Alone:
       [sys.executable, __file__, "--sizes", name, ALONE], text=True,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
-    self.process.stdout.readline()
+    if self.process.stdout.readline() != "ready\n":
+      raise RuntimeError(f"the plain step of {name} did not start in a process of its own")
 
   def __call__(self) -> tuple[float, float]:
     """Returns: seconds and CPU seconds, as the other process took them."""

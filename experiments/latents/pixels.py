@@ -34,7 +34,9 @@ def main():
   parser.add_argument("--out", required=True)
   flags = parser.parse_args()
   config = dataclasses.replace(vae.SIZES["tiny_linear"], width=32, res_blocks=0, latent=CHANNELS)
-  world = World(WorldConfig(sizes=((32, 32),), num_clips=64, radius=(0.18, 0.24)))
+  world = World(
+    WorldConfig(sizes=((32, 32),), num_clips=64, backgrounds=("black",), radius=(0.18, 0.24))
+  )
   pixels = np.concatenate([world[i].video_THWC.ravel() for i in range(64)]) / 127.5 - 1
   stats = {
     "mean_Z": np.full(CHANNELS, pixels.mean(), np.float32),

@@ -52,9 +52,9 @@ def isometric_map(
 
   Raises: ValueError for a metric that is zero or not finite.
   """
-  values, vectors = np.linalg.eigh(np.asarray(metric_ZZ, np.float64))
-  if not (np.isfinite(values).all() and values[-1] > 0):
+  if not (np.isfinite(metric_ZZ).all() and np.trace(metric_ZZ) > 0):
     raise ValueError("the decoder answers to no latent, or with numbers that are not finite")
+  values, vectors = np.linalg.eigh(np.asarray(metric_ZZ, np.float64))
   root = (vectors * np.sqrt(np.maximum(values, FLOOR * values[-1]))) @ vectors.T
   _, axes = np.linalg.eigh(root @ np.asarray(covariance_ZZ, np.float64) @ root)
   return axes[:, ::-1].T @ root

@@ -119,9 +119,10 @@ class VaeTask:
     return [self.sources.train[int(i)].id for i in batch["clip"]]
 
   def export(self, params, folder: Path, provenance: dict) -> dict[str, float]:
-    stats = latent_stats(self.network, params, self.sources.train)
     if self.isometric:
-      params, stats = isometric(self.network, params, stats, self.sources.train)
+      params, stats = isometric(self.network, params, self.sources.train)
+    else:
+      stats = latent_stats(self.network, params, self.sources.train)
     config = {"network": folder_lib.plain(self.network.config)}
     store.save(folder / "vae.safetensors", {"params": params, "stats": stats}, config, provenance)
     return {f"vae/latent_{name}": float(np.mean(value)) for name, value in stats.items()}
@@ -133,9 +134,7 @@ def latent_stats(network: CausalVAE, params: Any, source: Any, clips: int = 512)
   return vae_lib.latent_stats(functools.partial(_encode, network, params), parts)
 
 
-def isometric(
-  network: CausalVAE, params: Any, stats: dict, source: Any, clips: int = 128
-) -> tuple[dict, dict]:
+def isometric(network: CausalVAE, params: Any, source: Any, clips: int = 128) -> tuple[dict, dict]:
   """Parameters and statistics of the same autoencoder with isometric latents.
 
   One scale serves all channels: their variances are what they add to that of pixels.
@@ -148,8 +147,8 @@ def isometric(
   mean_Z, covariance_ZZ = vae_metric.covariance(latents)
   map_ZZ = vae_metric.isometric_map(metric_ZZ, covariance_ZZ)
   map_ZZ /= np.sqrt(np.trace(map_ZZ @ covariance_ZZ @ map_ZZ.T) / len(mean_Z))
-  stats = {"mean_Z": np.zeros_like(stats["mean_Z"]), "std_Z": np.ones_like(stats["std_Z"])}
-  return vae_metric.fold(params, map_ZZ, mean_Z), stats
+  folded = vae_metric.fold(params, map_ZZ, mean_Z)
+  return folded, jax.tree.map(np.asarray, raw(network, folded)["stats"])
 
 
 def raw(network: CausalVAE, params: Any) -> dict:

@@ -46,8 +46,7 @@ def exact_metric(tree, latent_BthwZ):
 @functools.cache
 def exported():
   source = [Clip(seed) for seed in range(16)]
-  stats = {"mean_Z": np.zeros(4, np.float32), "std_Z": np.ones(4, np.float32)}
-  return source, task_lib.isometric(NETWORK, params(), stats, source)
+  return source, task_lib.isometric(NETWORK, params(), source)
 
 
 def encode(tree, source):
@@ -90,7 +89,7 @@ def test_a_direction_that_shows_in_no_pixel_stays_finite():
   np.testing.assert_allclose(np.abs(found[:2]), [[0, 1, 0], [2, 0, 0]], atol=1e-9)
   assert 0 < np.abs(found[2]).max() < 1e-2 and np.isfinite(np.linalg.inv(found)).all()
   for bad in (np.zeros((3, 3)), np.full((3, 3), np.nan)):
-    with pytest.raises((ValueError, np.linalg.LinAlgError)):
+    with pytest.raises(ValueError, match="not finite"):
       vae_metric.isometric_map(bad, covariance)
 
 

@@ -33,7 +33,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", required=True)
   flags = parser.parse_args()
-  config = dataclasses.replace(vae.SIZES["tiny_linear"], width=32, res_blocks=0, latent=CHANNELS)
+  config = dataclasses.replace(vae.SIZES["tiny"], width=32, res_blocks=0, latent=CHANNELS)
   world = World(
     WorldConfig(sizes=((32, 32),), num_clips=64, backgrounds=("black",), radius=(0.18, 0.24))
   )

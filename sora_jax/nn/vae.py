@@ -133,10 +133,6 @@ class VAEConfig:
 SIZES: dict[str, VAEConfig] = {
   "nano": VAEConfig(width=8, mult=(1, 2, 2), latent=4, time_down=(False, True)),
   "tiny": VAEConfig(
-    width=96, mult=(1,), res_blocks=0, taps=1, latent=32, time_down=(), space_down=(),
-    stem_patch=4, stem_frames=4, shortcut=True,
-  ),
-  "tiny_linear": VAEConfig(
     width=96, mult=(1,), res_blocks=2, taps=1, latent=48, time_down=(), space_down=(),
     stem_patch=4, stem_frames=4, shortcut=True, linear_encoder=True,
   ),

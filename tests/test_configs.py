@@ -26,8 +26,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = {
   "tiny": ("", "smoke"),
   "tiny_clips": ("", "smoke"),
+  "shipped": ("wide", "large", "wide,smoke", "large,smoke"),
   "vae": (*vae_lib.SIZES, "tiny_second") + tuple(f"{s},smoke" for s in vae_lib.SIZES),
-  "dit": (*dit_lib.SIZES, "small_large") + tuple(f"{s},smoke" for s in dit_lib.SIZES),
+  "dit": (*dit_lib.SIZES,) + tuple(f"{s},smoke" for s in dit_lib.SIZES),
 }
 ALL = [(name, arg) for name, args in ARGUMENTS.items() for arg in args]
 
@@ -79,11 +80,12 @@ def test_sizes_reach_the_model(size):
   assert c.text.width == dit_lib.SIZES[size]["text_width"]
 
 
-def test_the_second_leg_of_small_fits_its_rows(tmp_path):
-  first, second = (config_of("dit", arg).to_dict() for arg in ("small", "small_large"))
-  assert first["model"] == second["model"] and first["text"] == second["text"]
-  source = build.ClipsConfig("world", tmp_path, 1, build.world_config(second))
-  pipeline = build.pipeline_config(second, dit_config(second).patch)
+@pytest.mark.parametrize("leg", ["wide", "large"])
+def test_legs_of_the_shipped_transformer_train_one_model_on_rows_that_fit(leg, tmp_path):
+  first, later = config_of("tiny").to_dict(), config_of("shipped", leg).to_dict()
+  assert first["model"] == later["model"] and first["text"] == later["text"]
+  source = build.ClipsConfig("world", tmp_path, 1, build.world_config(later))
+  pipeline = build.pipeline_config(later, dit_config(later).patch)
   build.fits(source, pipeline, vae_lib.SIZES["tiny"])
 
 

@@ -1,0 +1,51 @@
+"""The shipped transformer: the main job's own, taken on to the whole grammar and to larger clips.
+
+  python -m sora_jax.main --config=configs/tiny.py --workdir=runs/dit1
+  python -m sora_jax.main --config=configs/shipped.py:wide --workdir=runs/dit2 \
+    --config.train.minutes=60 --config.train.init_from=runs/dit1
+  python -m sora_jax.main --config=configs/shipped.py:large --workdir=runs/dit3 \
+    --config.train.minutes=90 --config.train.init_from=runs/dit2
+
+wide: all colours, shapes, directions, backgrounds and styles, small clips and many stills, most of
+it one object in constant motion. large: the same at the sizes that it is asked for.
+Hardware: 2 CPU cores, hours. `smoke` takes a minute.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, tiny
+
+SIZES = ("wide", "large")
+MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
+  "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
+)  # fmt: skip
+ASPECTS = ((48, 48), (56, 40), (40, 56), (72, 40), (40, 72))
+
+
+def get_config(arg: str = "wide") -> ConfigDict:
+  size, smoke = base.parse(arg, SIZES)
+  c = tiny.get_config()
+  d, w, all_of = c.data, c.data.world, base.world()
+  for name in ("directions", "shapes", "backgrounds"):
+    w[name] = all_of[name]
+  w.levels = (1, 2, 3, 4)
+  w.motions = MOTIONS
+  w.styles = ("plain",) * 5 + ("outline", "hatched", "night")
+  w.radius = (0.16, 0.24)
+  w.sizes = ((32, 32), (40, 32), (32, 40), (56, 32), (32, 56))
+  w.frames = (5, 9, 9)
+  w.image_fraction = 0.3
+  w.num_clips = 20480
+  d.rows, d.row_len, d.max_segments, d.streams = 8, 256, 10, 8
+  d.text_row_len = 128
+  c.evaluation.sizes = w.sizes
+  c.evaluation.frames = 9
+  c.train.steps, c.train.minutes = 20_000, 0.0
+  if size == "large":
+    w.sizes = 2 * ASPECTS + ((96, 64), (64, 96))
+    w.frames = (9, 9, 17)
+    w.image_fraction = 0.15
+    d.row_len = 512
+    c.optimizer.lr = 2e-3
+    c.evaluation.sizes = ASPECTS
+  return base.smoke(c) if smoke else c

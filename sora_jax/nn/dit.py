@@ -19,15 +19,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from sora_jax.nn import conditioning
-from sora_jax.nn.layers import (
-  ACTIVATIONS,
-  MLP,
-  LayerNorm,
-  Linear,
-  RMSNorm,
-  stacked,
-  xavier,
-)
+from sora_jax.nn.layers import ACTIVATIONS, MLP, LayerNorm, Linear, RMSNorm, stacked, xavier
 from sora_jax.ops import attention as attention_ops
 from sora_jax.ops import positions
 from sora_jax.ops.linear import settle

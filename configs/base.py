@@ -151,6 +151,7 @@ def model() -> ConfigDict:
   c.rotary_method = "none"  # "none", "interpolate" or "ntk"
   c.fraction_octaves = 4  # detail of fractional positions; 0 = off
   c.size_condition = True
+  c.pooled_text = True  # the mean of the text embeddings enters the modulation as well
   c.time_features = 256
   c.time_shift = 0.0
   c.norm_eps = 1e-6

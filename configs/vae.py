@@ -12,6 +12,9 @@ tiny learns in two legs; the second, mostly squared error, ends what the first h
     --config.train.minutes=16
   python -m sora_jax.main --config=configs/vae.py:tiny_second --workdir=runs/vae2 \
     --config.train.minutes=20 --config.train.init_from=runs/vae1
+
+Expected for tiny on held-out clips after the second leg: 36.5, 36.2, 36.5 and 35.9 dB for levels 1
+to 4; over object pixels 27.4, 30.1, 28.0 and 26.1 dB.
 """
 
 from ml_collections import ConfigDict

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sora_jax.nn.layers import Linear
-from sora_jax.ops.packing import Layout, take_segments
+from sora_jax.ops.packing import Layout, members, take_segments
 from sora_jax.ops.positions import fourier
 
 NULL_PROMPT = ""
@@ -72,6 +72,21 @@ class SizeEmbedding(nn.Module):
     numbers_RS4 = jnp.concatenate([octaves_RS3, fps_RS[..., None]], axis=-1)
     features = fourier(numbers_RS4, self.features)
     return VectorMLP(self.width, name="mlp")(features.reshape(*fps_RS.shape, -1))
+
+
+class PooledText(nn.Module):
+  """Embeds the mean of each segment's text embeddings; a segment without text gives that of 0."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, text_RMU: Float[Array, "R M U"], layout: Layout) -> Float[Array, "R S D"]:
+    segment_RM = layout.text_segment_RM
+    member_RSM = members(segment_RM, layout.grid_RS3.shape[1]).astype(jnp.float32)
+    text_RMU = jnp.where((segment_RM > 0)[..., None], text_RMU.astype(jnp.float32), 0.0)
+    total_RSU = jnp.einsum("RSM,RMU->RSU", member_RSM, text_RMU)
+    length_RS = jnp.maximum(member_RSM.sum(-1), 1.0)
+    return VectorMLP(self.width, name="mlp")(total_RSU / length_RS[..., None])
 
 
 class TextProjection(nn.Module):

@@ -37,6 +37,8 @@ class DiTConfig:
     in_channels: channels of a cell that enters, see `ops.patchify.cell_channels`.
     out_channels: channels of a cell that leaves (the latent's Z).
     text_width: U of the text encoder; 0 = no cross-attention.
+    pooled_text: tell the modulation the mean of a segment's text embeddings, too, as SD3 does
+      (arXiv 2403.03206, section 4): multiplying tokens by what the text says.
     classes: size of a table of class labels; 0 = none.
     modulation: "single" shares one linear layer among blocks, each adding a table of its own;
       "full" gives every block its linear layer (adaLN-zero).
@@ -64,6 +66,7 @@ class DiTConfig:
   in_channels: int = 36
   out_channels: int = 16
   text_width: int = 0
+  pooled_text: bool = False
   classes: int = 0
   modulation: str = "single"
   qk_norm: str = "head"
@@ -325,6 +328,9 @@ class DiT(nn.Module):
     if c.size_condition:
       size_RSD = conditioning.SizeEmbedding(c.width, name="size")(layout.grid_RS3, layout.fps_RS)
       condition_RQD += conditioning.per_slot(size_RSD, layout)
+    if c.pooled_text and text_RMU is not None:
+      text_RSD = conditioning.PooledText(c.width, name="pooled")(text_RMU, layout)
+      condition_RQD += conditioning.per_slot(text_RSD, layout)
     if c.classes:
       init = nn.with_logical_partitioning(conditioning.normal, ("class", "width"))
       table = self.param("classes", init, (c.classes, c.width))

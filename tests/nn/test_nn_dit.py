@@ -12,8 +12,9 @@ from sora_jax.nn.dit import SIZES, DiT, DiTConfig
 from sora_jax.ops import packing
 
 CONFIG = DiTConfig(
-  width=24, depth=2, heads=2, in_channels=5, out_channels=3, text_width=8, time_features=16
-)
+  width=24, depth=2, heads=2, in_channels=5, out_channels=3, text_width=8, time_features=16,
+  pooled_text=True,
+)  # fmt: skip
 ROW_LEN, SEGMENTS, TEXT_LEN = 40, 4, 12
 ROWS = [
   [((2, 3, 4), 12.0), ((1, 1, 1), 0.0), ((1, 2, 3), 0.0)],

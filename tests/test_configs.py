@@ -67,8 +67,9 @@ def test_configs_are_typed_and_possible(name, arg, tmp_path):
 def dit_config(c):
   v = vae_lib.SIZES[c["vae"]["weights"]]
   return typed(
-    dit_lib.DiTConfig, "model", c["model"], in_channels=cell_channels(v.latent, v.temporal),
-    out_channels=v.latent, text_width=c["text"]["width"], classes=0,
+    dit_lib.DiTConfig, "model", without(c["model"], "precondition"), out_channels=v.latent,
+    in_channels=cell_channels(v.latent, v.temporal), text_width=c["text"]["width"], classes=0,
+    spread=(),
   )  # fmt: skip
 
 
@@ -114,7 +115,8 @@ def test_the_base_lists_every_field_once():
     "diffusion": (DiffusionConfig, set(), set()),
     "evaluation": (build.EvaluationConfig, set(), set()),
     "model": (
-      dit_lib.DiTConfig, set(), {"in_channels", "out_channels", "text_width", "classes"},
+      dit_lib.DiTConfig, {"precondition"},
+      {"in_channels", "out_channels", "text_width", "classes", "spread"},
     ),
     "text": (text_lib.TextConfig, {"tokenizer"}, {"vocab_size"}),
   }  # fmt: skip

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from sora_jax.nn import conditioning
 from sora_jax.nn.layers import ACTIVATIONS, MLP, LayerNorm, Linear, RMSNorm, stacked, xavier
 from sora_jax.ops import attention as attention_ops
-from sora_jax.ops import positions
+from sora_jax.ops import packing, positions, precondition
 from sora_jax.ops.linear import settle
 from sora_jax.ops.modulation import adaptive_norm, gated_sum
 from sora_jax.ops.packing import Layout
@@ -40,6 +40,8 @@ class DiTConfig:
     pooled_text: tell the modulation the mean of a segment's text embeddings, too, as SD3 does
       (arXiv 2403.03206, section 4): multiplying tokens by what the text says.
     classes: size of a table of class labels; 0 = none.
+    spread: standard deviation of each of the out_channels in data; the network then predicts data
+      and is preconditioned, see `ops.precondition`. () = it reads and predicts cells as they are.
     modulation: "single" shares one linear layer among blocks, each adding a table of its own;
       "full" gives every block its linear layer (adaLN-zero).
     qk_norm: RMS norm of queries and keys over each "head", over the "full" width, or "none".
@@ -68,6 +70,7 @@ class DiTConfig:
   text_width: int = 0
   pooled_text: bool = False
   classes: int = 0
+  spread: Sequence[float] = ()
   modulation: str = "single"
   qk_norm: str = "head"
   qkv_bias: bool = False
@@ -87,7 +90,7 @@ class DiTConfig:
   dtype: str = "float32"
 
   def __post_init__(self):
-    for name in ("patch", "rotary_scale"):
+    for name in ("patch", "rotary_scale", "spread"):
       object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, if read from JSON
     allowed = {
       "modulation": ("single", "full"), "qk_norm": ("head", "full", "none"),
@@ -103,6 +106,8 @@ class DiTConfig:
         f"width {self.width} over {self.heads} heads gives heads of "
         f"{self.width / self.heads:g}; choose them so that each head is an even number"
       )
+    if self.spread and len(self.spread) != self.out_channels:
+      raise ValueError(f"spread has {len(self.spread)} entries for {self.out_channels} channels")
     if self.position == "rotary":
       positions.axis_sizes(self.head_size)
     elif self.width % 4:
@@ -294,14 +299,26 @@ class DiT(nn.Module):
     c = self.config
     self.check(tokens_RLP, text_RMU, label_RS)
     condition_RQD, shared = self.conditions(time_RQ, layout, text_RMU, label_RS)
+    given_RLP, time_RL = tokens_RLP, packing.take_slots(time_RQ, layout.slot_RL)
+    if c.spread:
+      cells = precondition.enter(self.cells(given_RLP), time_RL, jnp.asarray(c.spread))
+      tokens_RLP = cells.reshape(given_RLP.shape)
     x_RLD = Linear(
       (c.width,), ("patch", "width"), dtype=jnp.dtype(c.dtype), name="embed"
     )(tokens_RLP)  # fmt: skip
     x_RLD = x_RLD + self.absolute_positions(layout).astype(x_RLD.dtype)
     x_RLD, _ = self.blocks()(x_RLD, shared)
     out_RLP = Head(c, name="head")(x_RLD, condition_RQD, layout.slot_RL)
+    if c.spread:
+      noisy = self.cells(given_RLP)[..., : c.out_channels]
+      out = precondition.leave(self.cells(out_RLP), noisy, time_RL, jnp.asarray(c.spread))
+      out_RLP = out.reshape(out_RLP.shape)
     out_RLP = nn.with_logical_constraint(out_RLP, ("row", "token", "patch"))
     return jnp.where((layout.segment_RL > 0)[..., None], out_RLP, 0.0)
+
+  def cells(self, tokens_RLP: Array) -> Array:
+    """`[R, L, cells, channels]` of tokens."""
+    return tokens_RLP.reshape(*tokens_RLP.shape[:2], self.config.cells, -1)
 
   def check(self, tokens_RLP: Array, text_RMU: Array | None, label_RS: Array | None) -> None:
     """Raises ValueError if the inputs do not fit the config."""

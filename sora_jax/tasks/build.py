@@ -161,8 +161,19 @@ def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
     vocab_size=tokenizer.vocab_size,
   )  # fmt: skip
   f_t, _, Z = factors(v)
+  diffusion = typed(DiffusionConfig, "diffusion", config["diffusion"])
+  spread = ()
+  if config["model"]["precondition"]:
+    if diffusion.prediction != "x":
+      raise ValueError(
+        f"config.model.precondition is for networks that predict data; diffusion.prediction is "
+        f"{diffusion.prediction!r}: set it to 'x', or precondition to False"
+      )
+    stats = autoencoder.variables["stats"]
+    spread = tuple(float(x) for x in stats.get("spread_Z", (1.0,) * Z))
   model = typed(
-    dit_lib.DiTConfig, "model", config["model"], out_channels=Z, text_width=text.width,
+    dit_lib.DiTConfig, "model", without(config["model"], "precondition"), out_channels=Z,
+    spread=spread, text_width=text.width,
     in_channels=patchify.cell_channels(Z, f_t), classes=0,
   )  # fmt: skip
   pipeline = pipeline_config(config, model.patch)
@@ -171,7 +182,7 @@ def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
   parts = {
     "dit": dit_lib.DiT(model),
     "text": text_lib.TextEncoder(text),
-    "diffusion": typed(DiffusionConfig, "diffusion", config["diffusion"]),
+    "diffusion": diffusion,
     "pipeline": pipeline,
     "vae": autoencoder.weights,
     "frames_per_latent": f_t,

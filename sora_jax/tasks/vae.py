@@ -148,7 +148,9 @@ def isometric(network: CausalVAE, params: Any, source: Any, clips: int = 128) ->
   map_ZZ = vae_metric.isometric_map(metric_ZZ, covariance_ZZ)
   map_ZZ /= np.sqrt(np.trace(map_ZZ @ covariance_ZZ @ map_ZZ.T) / len(mean_Z))
   folded = vae_metric.fold(params, map_ZZ, mean_Z)
-  return folded, jax.tree.map(np.asarray, raw(network, folded)["stats"])
+  stats = jax.tree.map(np.asarray, raw(network, folded)["stats"])
+  spread_Z = np.sqrt(np.maximum(np.diag(map_ZZ @ covariance_ZZ @ map_ZZ.T), 0.0))
+  return folded, stats | {"spread_Z": np.float32(spread_Z)}
 
 
 def raw(network: CausalVAE, params: Any) -> dict:

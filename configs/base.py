@@ -155,7 +155,7 @@ def model() -> ConfigDict:
   c.time_features = 256
   c.time_shift = 0.0
   c.norm_eps = 1e-6
-  c.precondition = False  # channels of unit variance in and out; diffusion.prediction "x" alone
+  c.precondition = True  # channels of unit variance in and out; with diffusion.prediction "x"
   c.remat = "none"  # "none", "block" or "dots"
   c.scan_unroll = 1  # blocks per turn of the loop over depth; `depth` is fastest on CPU
   c.dtype = "float32"  # of activations: "float32" or "bfloat16"

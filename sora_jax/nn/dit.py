@@ -40,8 +40,9 @@ class DiTConfig:
     pooled_text: tell the modulation the mean of a segment's text embeddings, too, as SD3 does
       (arXiv 2403.03206, section 4): multiplying tokens by what the text says.
     classes: size of a table of class labels; 0 = none.
-    spread: standard deviation of each of the out_channels in data; the network then predicts data
-      and is preconditioned, see `ops.precondition`. () = it reads and predicts cells as they are.
+    spread, level: standard deviation of each of the out_channels within a clip and between clips;
+      the network then predicts data and is preconditioned, see `ops.precondition`. () = it reads
+      and predicts cells as they are.
     modulation: "single" shares one linear layer among blocks, each adding a table of its own;
       "full" gives every block its linear layer (adaLN-zero).
     qk_norm: RMS norm of queries and keys over each "head", over the "full" width, or "none".
@@ -71,6 +72,7 @@ class DiTConfig:
   pooled_text: bool = False
   classes: int = 0
   spread: Sequence[float] = ()
+  level: Sequence[float] = ()
   modulation: str = "single"
   qk_norm: str = "head"
   qkv_bias: bool = False
@@ -90,7 +92,7 @@ class DiTConfig:
   dtype: str = "float32"
 
   def __post_init__(self):
-    for name in ("patch", "rotary_scale", "spread"):
+    for name in ("patch", "rotary_scale", "spread", "level"):
       object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, if read from JSON
     allowed = {
       "modulation": ("single", "full"), "qk_norm": ("head", "full", "none"),
@@ -106,8 +108,12 @@ class DiTConfig:
         f"width {self.width} over {self.heads} heads gives heads of "
         f"{self.width / self.heads:g}; choose them so that each head is an even number"
       )
-    if self.spread and len(self.spread) != self.out_channels:
-      raise ValueError(f"spread has {len(self.spread)} entries for {self.out_channels} channels")
+    for name in ("spread", "level"):
+      if len(getattr(self, name)) != (self.out_channels if self.spread else 0):
+        raise ValueError(
+          f"{name} has {len(getattr(self, name))} entries; needed is one for each of the"
+          f" {self.out_channels} channels, or none in both spread and level"
+        )
     if self.position == "rotary":
       positions.axis_sizes(self.head_size)
     elif self.width % 4:
@@ -301,17 +307,25 @@ class DiT(nn.Module):
     condition_RQD, shared = self.conditions(time_RQ, layout, text_RMU, label_RS)
     given_RLP, time_RL = tokens_RLP, packing.take_slots(time_RQ, layout.slot_RL)
     if c.spread:
-      cells = precondition.enter(self.cells(given_RLP), time_RL, jnp.asarray(c.spread))
+      noisy = self.cells(given_RLP)[..., : c.out_channels]
+      spread_Z, level_Z = jnp.asarray(c.spread), jnp.asarray(c.level)
+      level = precondition.level(
+        noisy, time_RL, layout.segment_RL, layout.grid_RS3.shape[1], spread_Z, level_Z
+      )
+      cells = precondition.enter(self.cells(given_RLP), level, spread_Z)
       tokens_RLP = cells.reshape(given_RLP.shape)
     x_RLD = Linear(
       (c.width,), ("patch", "width"), dtype=jnp.dtype(c.dtype), name="embed"
     )(tokens_RLP)  # fmt: skip
+    if c.spread:
+      x_RLD += Linear(
+        (c.width,), ("patch", "width"), bias=False, dtype=jnp.dtype(c.dtype), name="level"
+      )(level.mean[:, :, 0] / jnp.maximum(level_Z, precondition.LEAST)[None, None])
     x_RLD = x_RLD + self.absolute_positions(layout).astype(x_RLD.dtype)
     x_RLD, _ = self.blocks()(x_RLD, shared)
     out_RLP = Head(c, name="head")(x_RLD, condition_RQD, layout.slot_RL)
     if c.spread:
-      noisy = self.cells(given_RLP)[..., : c.out_channels]
-      out = precondition.leave(self.cells(out_RLP), noisy, time_RL, jnp.asarray(c.spread))
+      out = precondition.leave(self.cells(out_RLP), noisy, level, spread_Z)
       out_RLP = out.reshape(out_RLP.shape)
     out_RLP = nn.with_logical_constraint(out_RLP, ("row", "token", "patch"))
     return jnp.where((layout.segment_RL > 0)[..., None], out_RLP, 0.0)

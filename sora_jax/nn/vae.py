@@ -280,25 +280,32 @@ def crop(video_BTHWC: Array, frames: int | None, size: tuple[int, int] | None) -
 def latent_stats(
   encode_mean: Callable[[np.ndarray], Array], batches: Iterable[np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """Per-channel mean and standard deviation of raw posterior means over clips.
+  """Per-channel mean and deviations of raw posterior means over clips.
 
   Every latent cell counts once. Sums are kept in float64.
 
-  Args: encode_mean: video in [-1, 1] -> raw means [..., Z].  batches: videos [B, T, H, W, 3].
-  Returns: the collection "stats", {"mean_Z", "std_Z"}.  Raises: ValueError if there is no batch.
+  Args: encode_mean: video in [-1, 1] -> raw means [B, ..., Z].  batches: videos [B, T, H, W, 3].
+  Returns: the collection "stats": {"mean_Z", "std_Z"}, and what of normalised latents differs
+    between clips and within one, {"level_Z", "spread_Z"}, deviations whose squares add up to 1.
+  Raises: ValueError if there is no batch.
   """
-  count, total, squares = 0, 0.0, 0.0
+  count, total, squares, shared = 0, 0.0, 0.0, 0.0
   for video_BTHWC in batches:
-    mean_NZ = np.asarray(encode_mean(video_BTHWC), np.float64)
-    mean_NZ = mean_NZ.reshape(-1, mean_NZ.shape[-1])
-    count += len(mean_NZ)
-    total = total + mean_NZ.sum(0)
-    squares = squares + np.square(mean_NZ).sum(0)
+    mean_BNZ = np.asarray(encode_mean(video_BTHWC), np.float64)
+    mean_BNZ = mean_BNZ.reshape(len(mean_BNZ), -1, mean_BNZ.shape[-1])
+    B, N, _ = mean_BNZ.shape
+    count += B * N
+    total = total + mean_BNZ.sum((0, 1))
+    squares = squares + np.square(mean_BNZ).sum((0, 1))
+    shared = shared + N * np.square(mean_BNZ.mean(1)).sum(0)
   if not count:
     raise ValueError("no clip to measure latents on; give at least one batch")
   mean_Z = total / count
   std_Z = np.sqrt(np.maximum(squares / count - mean_Z**2, 1e-12))
-  return {"mean_Z": mean_Z.astype(np.float32), "std_Z": std_Z.astype(np.float32)}
+  level_Z = np.sqrt(np.maximum(shared / count - mean_Z**2, 0.0)) / std_Z
+  spread_Z = np.sqrt(np.maximum(squares - shared, 0.0) / count) / std_Z
+  stats = {"mean_Z": mean_Z, "std_Z": std_Z, "level_Z": level_Z, "spread_Z": spread_Z}
+  return {name: value.astype(np.float32) for name, value in stats.items()}
 
 
 def sample_posterior(

@@ -1,49 +1,98 @@
 """Inputs and outputs of unit variance for a network that predicts data, channel by channel.
 
-(1) x = (1 - t) x0 + t eps, variance D = (1 - t)^2 s^2 + t^2 if a channel of x0 has deviation s
-(2) the network reads x / sqrt(D)
-(3) x0 = (1 - t) s^2 / D x + s t / sqrt(D) F: the best linear guess, and F, the network's output,
-    times the deviation of what that guess leaves
+A clip is taken for a level that all its cells share, and what each cell adds to it:
 
-Channels may differ a hundredfold in s. Read as they are, the largest sets what layer norm divides
-by, and a network has to learn to undo that. Source: Karras et al. 2022 (arXiv 2206.00364), table 1
-and appendix B.6, for this process, and with a deviation for each channel.
+(1) x0 = m + r, m of variance M (one for the clip), r of variance S (one for each cell)
+(2) x = a x0 + t eps, a = 1 - t, so that x - a m has variance V = a^2 S + t^2
+(3) m given all cells x of a clip: precision 1 / P = 1 / M + sum a^2 / V, mean P sum a x / V
+(4) the network reads (x - a mean) / sqrt(V - a^2 P), and mean / sqrt(M)
+(5) x0 = mean + a S / V (x - a mean) + sqrt(S t^2 / V + (t^2 / V)^2 P) F: the best linear guess,
+    and F, the network's output, times the deviation of what that guess leaves
+
+Channels may differ a hundredfold in S, and a background in M as much again. Read as they are, the
+largest sets what layer norm divides by, and a network has to learn to undo that. Where no two cells
+share a level (M = 0) this is, channel by channel, the preconditioning of Karras et al. 2022 (arXiv
+2206.00364, table 1 and appendix B.6) for the process (2); the rest is the posterior of a
+hierarchical normal model (Gelman et al., Bayesian Data Analysis, section 5.4).
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from sora_jax.ops import packing
 
 LEAST = 0.02
 """Least deviation of a channel: those that hold nothing are not magnified without bound."""
 
 
+class Level(NamedTuple):
+  """What noisy cells say of the level of their clip, for each token, Eq. 3; and the token's time.
+
+  Broadcast over the cells of a token: `[R, L, 1, Z]`, the time `[R, L, 1, 1]`.
+  """
+
+  mean: Array
+  variance: Array
+  time: Array
+
+
+def level(
+  noisy_RLnZ: Float[Array, "R L n Z"], time_RL: Float[Array, "R L"],
+  segment_RL: Int[Array, "R L"], num_segments: int,
+  spread_Z: Float[Array, "Z"], level_Z: Float[Array, "Z"],
+) -> Level:  # fmt: skip
+  """Estimates the level of every segment of packed rows.
+
+  Args:
+    noisy_RLnZ: n cells of each token. time_RL: their times. segment_RL: their segments, 0 = padding.
+    spread_Z, level_Z: square roots of S and M.
+  """
+  a, V = 1.0 - time_RL[..., None], conditional(time_RL[..., None], spread_Z[None, None])
+  n = noisy_RLnZ.shape[2]
+  parts_RLX = jnp.concatenate([n * a**2 / V, a / V * noisy_RLnZ.sum(2)], axis=-1)
+  parts_RLX = jnp.where((segment_RL > 0)[..., None], parts_RLX, 0.0)
+  member_RSL = packing.members(segment_RL, num_segments).astype(parts_RLX.dtype)
+  sums_RSX = jnp.einsum("RSL,RLX->RSX", member_RSL, parts_RLX)
+  sums_RLX = packing.take_segments(sums_RSX, segment_RL)
+  precision_RLZ, weighted_RLZ = jnp.split(sums_RLX, 2, axis=-1)
+  M = level_Z[None, None] ** 2
+  variance_RLZ = M / (1.0 + M * precision_RLZ)
+  return Level(
+    (variance_RLZ * weighted_RLZ)[:, :, None], variance_RLZ[:, :, None],
+    time_RL[..., None, None],
+  )  # fmt: skip
+
+
 def enter(
-  cells_RLnC: Float[Array, "R L n C"], time_RL: Float[Array, "R L"], spread_Z: Float[Array, "Z"]
+  cells_RLnC: Float[Array, "R L n C"], level: Level, spread_Z: Float[Array, "Z"]
 ) -> Float[Array, "R L n C"]:
-  """Cells as a network reads them, Eq. 2: noisy Z, anything between, and, if C > Z, clean Z."""
+  """Cells as a network reads them, Eq. 4: noisy Z, anything between, and, if C > Z, clean Z."""
   Z, C = len(spread_Z), cells_RLnC.shape[-1]
-  spread = jnp.maximum(spread_Z, LEAST)[None, None, None]
-  time = time_RL[..., None, None]
-  noisy = cells_RLnC[..., :Z] * jax.lax.rsqrt(variance(time, spread))
+  spread, a = spread_Z[None, None, None], 1.0 - level.time
+  V = conditional(level.time, spread)
+  variance = jnp.maximum(V - a**2 * level.variance, 1e-4 * V)
+  noisy = (cells_RLnC[..., :Z] - a * level.mean) * jax.lax.rsqrt(variance)
   if C < 2 * Z:
     return jnp.concatenate([noisy, cells_RLnC[..., Z:]], axis=-1)
-  return jnp.concatenate(
-    [noisy, cells_RLnC[..., Z : C - Z], cells_RLnC[..., C - Z :] / spread], axis=-1
-  )
+  clean = cells_RLnC[..., C - Z :] / jnp.maximum(spread, LEAST)
+  return jnp.concatenate([noisy, cells_RLnC[..., Z : C - Z], clean], axis=-1)
 
 
 def leave(
-  out_RLnZ: Float[Array, "R L n Z"], noisy_RLnZ: Float[Array, "R L n Z"],
-  time_RL: Float[Array, "R L"], spread_Z: Float[Array, "Z"],
+  out_RLnZ: Float[Array, "R L n Z"], noisy_RLnZ: Float[Array, "R L n Z"], level: Level,
+  spread_Z: Float[Array, "Z"],
 ) -> Float[Array, "R L n Z"]:  # fmt: skip
-  """Predicted data, Eq. 3, from the network's output and the noisy cells as they were."""
-  spread = jnp.maximum(spread_Z, LEAST)[None, None, None]
-  time = time_RL[..., None, None]
-  D = variance(time, spread)
-  return (1.0 - time) * spread**2 / D * noisy_RLnZ + spread * time * jax.lax.rsqrt(D) * out_RLnZ
+  """Predicted data, Eq. 5, from the network's output and the noisy cells as they were."""
+  spread, t = spread_Z[None, None, None], level.time
+  V, S = conditional(t, spread), jnp.maximum(spread, LEAST) ** 2
+  rest = noisy_RLnZ - (1.0 - t) * level.mean
+  left = t * jnp.sqrt(S / V + t**2 / V**2 * level.variance)
+  return level.mean + (1.0 - t) * S / V * rest + left * out_RLnZ
 
 
-def variance(time: Float[Array, "..."], spread: Float[Array, "..."]) -> Float[Array, "..."]:
-  """D of Eq. 1."""
-  return ((1.0 - time) * spread) ** 2 + time**2
+def conditional(time: Float[Array, "..."], spread: Float[Array, "..."]) -> Float[Array, "..."]:
+  """V of Eq. 2."""
+  return ((1.0 - time) * jnp.maximum(spread, LEAST)) ** 2 + time**2

@@ -162,7 +162,7 @@ def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
   )  # fmt: skip
   f_t, _, Z = factors(v)
   diffusion = typed(DiffusionConfig, "diffusion", config["diffusion"])
-  spread = ()
+  spread = level = ()
   if config["model"]["precondition"]:
     if diffusion.prediction != "x":
       raise ValueError(
@@ -170,10 +170,15 @@ def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
         f"{diffusion.prediction!r}: set it to 'x', or precondition to False"
       )
     stats = autoencoder.variables["stats"]
-    spread = tuple(float(x) for x in stats.get("spread_Z", (1.0,) * Z))
+    if missing := [name for name in ("spread_Z", "level_Z") if name not in stats]:
+      raise ValueError(
+        f"config.model.precondition needs the statistics {' and '.join(missing)} of the latents, "
+        f"which {config['vae']['weights']} lacks; export it anew, or set precondition to False"
+      )
+    spread, level = (tuple(float(x) for x in stats[name]) for name in ("spread_Z", "level_Z"))
   model = typed(
     dit_lib.DiTConfig, "model", without(config["model"], "precondition"), out_channels=Z,
-    spread=spread, text_width=text.width,
+    spread=spread, level=level, text_width=text.width,
     in_channels=patchify.cell_channels(Z, f_t), classes=0,
   )  # fmt: skip
   pipeline = pipeline_config(config, model.patch)

@@ -129,7 +129,7 @@ class VaeTask:
 
 
 def latent_stats(network: CausalVAE, params: Any, source: Any, clips: int = 512) -> dict:
-  """Returns {"mean_Z", "std_Z"} of the posterior mean over whole clips spread over a source."""
+  """Returns `nn.vae.latent_stats` of whole clips spread over a source."""
   parts = (v for _, v in batches_by_shape(source, spread(len(source), clips), network.config))
   return vae_lib.latent_stats(functools.partial(_encode, network, params), parts)
 
@@ -148,9 +148,9 @@ def isometric(network: CausalVAE, params: Any, source: Any, clips: int = 128) ->
   map_ZZ = vae_metric.isometric_map(metric_ZZ, covariance_ZZ)
   map_ZZ /= np.sqrt(np.trace(map_ZZ @ covariance_ZZ @ map_ZZ.T) / len(mean_Z))
   folded = vae_metric.fold(params, map_ZZ, mean_Z)
-  stats = jax.tree.map(np.asarray, raw(network, folded)["stats"])
-  spread_Z = np.sqrt(np.maximum(np.diag(map_ZZ @ covariance_ZZ @ map_ZZ.T), 0.0))
-  return folded, stats | {"spread_Z": np.float32(spread_Z)}
+  found = latent_stats(network, folded, source)
+  stats = {"mean_Z": np.zeros_like(found["mean_Z"]), "std_Z": np.ones_like(found["std_Z"])}
+  return folded, stats | {n: found[n] * found["std_Z"] for n in ("level_Z", "spread_Z")}
 
 
 def raw(network: CausalVAE, params: Any) -> dict:

@@ -10,7 +10,7 @@ narrow stand-in above `s`.
 from ml_collections import ConfigDict
 
 from configs import base
-from sora_jax.nn.dit import SIZES
+from sora_jax.nn.dit_config import SIZES
 
 ROWS = {
   # size: (rows, row_len, max_segments, lr, warmup_steps)

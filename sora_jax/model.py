@@ -16,7 +16,8 @@ import numpy as np
 from sora_jax.data import tokenizers, transforms
 from sora_jax.diffusion import times
 from sora_jax.nn import conditioning, vae, vae_streaming
-from sora_jax.nn.dit import DiT, DiTConfig
+from sora_jax.nn.dit import DiT
+from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.prompting.requests import Request, RowShape
 from sora_jax.prompting.sampling import Method, Sampler

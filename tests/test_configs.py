@@ -10,7 +10,7 @@ import jax
 import pytest
 from flax import linen as nn
 
-from sora_jax.nn import dit as dit_lib
+from sora_jax.nn import dit_config as dit_lib
 from sora_jax.nn import text as text_lib
 from sora_jax.nn import vae as vae_lib
 from sora_jax.nn.vae_losses import LossConfig
@@ -69,7 +69,7 @@ def dit_config(c):
   return typed(
     dit_lib.DiTConfig, "model", without(c["model"], "precondition"), out_channels=v.latent,
     in_channels=cell_channels(v.latent, v.temporal), text_width=c["text"]["width"], classes=0,
-    spread=(),
+    spread=(), level=(),
   )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def test_the_base_lists_every_field_once():
     "evaluation": (build.EvaluationConfig, set(), set()),
     "model": (
       dit_lib.DiTConfig, {"precondition"},
-      {"in_channels", "out_channels", "text_width", "classes", "spread"},
+      {"in_channels", "out_channels", "text_width", "classes", "spread", "level"},
     ),
     "text": (text_lib.TextConfig, {"tokenizer"}, {"vocab_size"}),
   }  # fmt: skip

@@ -13,7 +13,8 @@ import pytest
 import sora_jax
 from sora_jax import model as model_lib
 from sora_jax.nn import vae, vae_streaming
-from sora_jax.nn.dit import DiT, DiTConfig
+from sora_jax.nn.dit import DiT
+from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels

@@ -6,7 +6,8 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from sora_jax import sharding
-from sora_jax.nn.dit import DiT, DiTConfig
+from sora_jax.nn.dit import DiT
+from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 

@@ -35,7 +35,8 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
-from sora_jax.nn.dit import DiT, DiTConfig  # noqa: E402
+from sora_jax.nn.dit import DiT  # noqa: E402
+from sora_jax.nn.dit_config import DiTConfig  # noqa: E402
 from sora_jax.ops import packing  # noqa: E402
 
 GRIDS = [(3, 6, 6), (3, 4, 8), (3, 8, 4), (3, 5, 7), (3, 7, 5), (1, 6, 6), (1, 4, 8), (1, 8, 4),

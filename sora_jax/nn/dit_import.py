@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from sora_jax.nn.dit import DiTConfig
+from sora_jax.nn.dit_config import DiTConfig
 
 Weights = Mapping[str, np.ndarray]
 

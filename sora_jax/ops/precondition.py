@@ -47,7 +47,7 @@ def level(
   """Estimates the level of every segment of packed rows.
 
   Args:
-    noisy_RLnZ: n cells of each token. time_RL: their times. segment_RL: their segments, 0 = padding.
+    noisy_RLnZ: n cells of each token. time_RL, segment_RL: of each token; segment 0 is padding.
     spread_Z, level_Z: square roots of S and M.
   """
   a, V = 1.0 - time_RL[..., None], conditional(time_RL[..., None], spread_Z[None, None])

@@ -17,10 +17,11 @@ from sora_jax.data.transforms import padded_frames
 from sora_jax.data.video_batches import VideoConfig
 from sora_jax.data.world import WorldConfig
 from sora_jax.diffusion.solvers import SOLVERS
-from sora_jax.nn import dit as dit_lib
 from sora_jax.nn import text as text_lib
 from sora_jax.nn import vae as vae_lib
 from sora_jax.nn import vae_losses
+from sora_jax.nn.dit import DiT
+from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.ops import patchify
 from sora_jax.tasks import latents
 from sora_jax.tasks.clips import ClipsConfig, open_sources
@@ -177,7 +178,7 @@ def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
       )
     spread, level = (tuple(float(x) for x in stats[name]) for name in ("spread_Z", "level_Z"))
   model = typed(
-    dit_lib.DiTConfig, "model", without(config["model"], "precondition"), out_channels=Z,
+    DiTConfig, "model", without(config["model"], "precondition"), out_channels=Z,
     spread=spread, level=level, text_width=text.width,
     in_channels=patchify.cell_channels(Z, f_t), classes=0,
   )  # fmt: skip
@@ -185,7 +186,7 @@ def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
   fits(source, pipeline, v)
   e = config["evaluation"]
   parts = {
-    "dit": dit_lib.DiT(model),
+    "dit": DiT(model),
     "text": text_lib.TextEncoder(text),
     "diffusion": diffusion,
     "pipeline": pipeline,

@@ -181,6 +181,9 @@ def test_latents_are_normalised_by_measured_statistics():
   latent = np.concatenate([encode(config, variables, x) for x in batches])
   np.testing.assert_allclose(latent.mean(axis=(0, 1, 2, 3)), 0, atol=1e-4)
   np.testing.assert_allclose(latent.std(axis=(0, 1, 2, 3)), 1, atol=1e-4)
+  means = latent.mean((1, 2, 3), keepdims=True)
+  np.testing.assert_allclose(stats["level_Z"], means.std(0).ravel(), atol=1e-4)
+  np.testing.assert_allclose(stats["spread_Z"], (latent - means).std((0, 1, 2, 3)), atol=1e-4)
   raw = network.apply(variables, mean_of(batches[0]), method="decode")
   close(decode(config, variables, latent[:3]), np.clip(raw, -1, 1))
   with pytest.raises(ValueError, match="at least one batch"):

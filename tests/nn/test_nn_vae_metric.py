@@ -81,7 +81,11 @@ def test_errors_cost_as_many_pixels_in_every_direction_and_channels_are_uncorrel
   assert np.diff(np.diag(covariance)).max() < 0, "channels come largest first"
   np.testing.assert_allclose(np.diag(covariance).mean(), 1, rtol=1e-3)
   np.testing.assert_array_equal(stats["std_Z"], np.ones(4))
-  np.testing.assert_allclose(stats["spread_Z"], np.sqrt(np.diag(covariance)), rtol=1e-4)
+  means = latent.mean((1, 2, 3))
+  np.testing.assert_allclose(stats["level_Z"], means.std(0), rtol=1e-3)
+  np.testing.assert_allclose(
+    stats["spread_Z"], (latent - means[:, None, None, None]).std((0, 1, 2, 3)), rtol=1e-3
+  )
 
 
 def test_a_direction_that_shows_in_no_pixel_stays_finite():

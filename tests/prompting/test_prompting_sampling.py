@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_jax.diffusion import sampler, times
-from sora_jax.nn.dit import DiT, DiTConfig
+from sora_jax.nn.dit import DiT
+from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops.packing import layout_of
 from sora_jax.ops.patchify import patchify

@@ -8,7 +8,8 @@ from sora_jax.data import tokenizers
 from sora_jax.data.pipeline import PipelineConfig
 from sora_jax.data.records import Clip
 from sora_jax.diffusion import times
-from sora_jax.nn.dit import DiT, DiTConfig
+from sora_jax.nn.dit import DiT
+from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops.patchify import cell_channels
 from sora_jax.tasks.clips import Sources

@@ -1,16 +1,17 @@
 """The shipped transformer: three legs, from one object in constant motion to everything there is.
 
   python -m sora_jax.main --config=configs/shipped.py:plain --workdir=runs/dit1 \
-    --config.train.minutes=35
+    --config.train.minutes=40
   python -m sora_jax.main --config=configs/shipped.py:wide --workdir=runs/dit2 \
-    --config.train.minutes=30 --config.train.init_from=runs/dit1
+    --config.train.minutes=50 --config.train.init_from=runs/dit1
   python -m sora_jax.main --config=configs/shipped.py:large --workdir=runs/dit3 \
     --config.train.minutes=90 --config.train.init_from=runs/dit2
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips
-and many stills. wide: all styles, motions and levels as well, constant motion most of the time.
-large: the same at the sizes that it is asked for.
+and many stills. wide: all styles, motions and levels as well, constant motion most of the time, at
+the sizes that it is asked for; clips of more than 256 tokens are left out. large: those, too.
 Hardware: 2 CPU cores, hours. `smoke` takes a minute.
+Measured after plain (3,131 steps): 100 % colour, 65 % shape and 100 % direction of 128 prompts.
 """
 
 from ml_collections import ConfigDict
@@ -30,10 +31,6 @@ def get_config(arg: str = "plain") -> ConfigDict:
   d, w, all_of = c.data, c.data.world, base.world()
   for name in ("directions", "shapes", "backgrounds"):
     w[name] = all_of[name]
-  if size != "plain":
-    w.levels = (1, 2, 3, 4)
-    w.motions = MOTIONS
-    w.styles = ("plain",) * 5 + ("outline", "hatched", "night")
   w.radius = (0.18, 0.26)
   w.sizes = ((32, 32), (40, 32), (32, 40), (56, 32), (32, 56))
   w.frames = (5, 9, 9)
@@ -44,11 +41,20 @@ def get_config(arg: str = "plain") -> ConfigDict:
   c.evaluation.sizes = w.sizes
   c.evaluation.frames = 9
   c.train.steps, c.train.minutes = 20_000, 0.0
-  if size == "large":
+  if size != "plain":
+    w.levels = (1, 2, 3, 4)
+    w.motions = MOTIONS
+    w.styles = ("plain",) * 5 + ("outline", "hatched", "night")
     w.sizes = 2 * ASPECTS + ((96, 64), (64, 96))
-    w.frames = (9, 9, 17)
-    w.image_fraction = 0.15
-    d.row_len = 512
+    w.frames = (5, 9, 9, 17)
+    w.image_fraction = 0.2
+    w.num_clips = 16384
+    w.seed = 1
+    d.too_long = "skip"
     c.optimizer.lr = 2e-3
     c.evaluation.sizes = ASPECTS
+  if size == "large":
+    w.frames = (9, 9, 17)
+    w.seed = 2
+    d.row_len = 512
   return base.smoke(c) if smoke else c

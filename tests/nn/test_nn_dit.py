@@ -11,6 +11,7 @@ from flax import linen as nn
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import SIZES, DiTConfig
 from sora_jax.ops import packing
+from sora_jax.sharding import AXIS_RULES
 
 CONFIG = DiTConfig(
   width=24, depth=2, heads=2, in_channels=5, out_channels=3, text_width=8, time_features=16,
@@ -232,13 +233,10 @@ def test_dit_xl_2_has_the_papers_parameters():
   assert count == pytest.approx(675e6, rel=0.005)
 
 
-NAMES = {
-  "layers", "width", "mlp", "heads", "head_size", "qkv", "patch", "text", "condition",
-  "modulation", "fraction", "class",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("options", [{}, dict(modulation="full", classes=4, qkv_bias=True)])
+@pytest.mark.parametrize(
+  "options",
+  [{}, dict(modulation="full", classes=4, qkv_bias=True), dict(spread=(1,) * 3, level=(1,) * 3)],
+)
 def test_every_parameter_names_its_axes(options):
   boxes = jax.tree.leaves(
     shapes_of(dataclasses.replace(CONFIG, **options)),
@@ -247,7 +245,9 @@ def test_every_parameter_names_its_axes(options):
   for box in boxes:
     assert isinstance(box, nn.LogicallyPartitioned)
     assert len(box.names) == len(box.value.shape)
-    assert set(box.names) <= NAMES and len(set(box.names)) == len(box.names), box.names
+    assert set(box.names) <= dict(AXIS_RULES).keys() and len(set(box.names)) == len(box.names), (
+      box.names
+    )
 
 
 @pytest.mark.parametrize("options", [dict(remat="block"), dict(remat="dots"), dict(scan_unroll=2)])

@@ -4,10 +4,10 @@
 
 Prompts of constant motion that were not trained on (split "test"), as many for each size, and such
 whose combination of colour, shape and direction was held out (split "heldout"), sampled packed, a
-chunk at a time. The detector reads the samples; shares come with Wilson's 95 % intervals. Prints
-one JSON object as its last line; writes it as dit.json, with dit.png: samples of each size,
-dit_wrong.png: misread ones, dit_nearest.png: eight samples above the nearest training clips, and
-dit_levels.png: prompts of levels 2 to 4.
+chunk at a time. The detector reads the samples; shares come with Wilson's 95 % intervals. Other
+styles are scored apart, without an aim. Prints one JSON object as its last line; writes it as
+dit.json, with dit.png: samples of each size, dit_wrong.png: misread ones, dit_nearest.png: eight
+samples above the nearest training clips, dit_styles.png, and dit_levels.png: levels 2 to 4.
 """
 
 import collections
@@ -35,7 +35,7 @@ GUIDANCE = flags.DEFINE_float("guidance", None, "Strength of the text; the model
 STEPS = flags.DEFINE_integer("steps", None, "Solver steps; the model's by default.")
 SOLVER = flags.DEFINE_string("solver", None, "Name of a solver; the model's by default.")
 SEED = flags.DEFINE_integer("seed", 0, "Of prompts and noise.")
-STYLES = flags.DEFINE_list("styles", None, "Of the prompts; by default those trained on.")
+EACH_STYLE = flags.DEFINE_integer("each_style", 5, "Prompts of each other style for each size.")
 TRAINED = flags.DEFINE_integer("trained", 1024, "Training clips of a size to look for neighbours.")
 LEVELS = flags.DEFINE_list("levels", ["2", "3", "4"], "Sampled and shown.")
 EACH_LEVEL = flags.DEFINE_integer("each_level", 6, "Prompts of each of these levels.")
@@ -126,6 +126,18 @@ def sheet(name, cards):
     reports.contact_sheet(videos, labels, harness.out() / name, columns=2)
 
 
+def show_styles(model, world, styles):
+  """Shares for each of these styles; draws some samples."""
+  found, cards = {}, []
+  for style in styles if EACH_STYLE.value else ():
+    asked = wishes(dataclasses.replace(world, styles=(style,)), EACH_STYLE.value, "test")
+    scored = Scores(asked).run(model, style)
+    found[style] = release.shares(scored.found["all"])
+    cards += [group[0] for group in scored.shown.values()]
+  sheet("dit_styles.png", cards)
+  return found
+
+
 def show_levels(model, world):
   """Samples prompts of other levels; returns them."""
   cards, sizes = [], harness.sizes(SIZES.value)
@@ -150,8 +162,7 @@ def main(argv):
   model = model_lib.from_folder(folder)
   trained = harness.trained_world(folder) or WorldConfig()
   world = dataclasses.replace(
-    trained, levels=(1,), motions=("constant",), image_fraction=0.0,
-    styles=STYLES.value or trained.styles,
+    trained, levels=(1,), motions=("constant",), image_fraction=0.0, styles=("plain",)
   )  # fmt: skip
   figures = {
     "guidance": GUIDANCE.value if GUIDANCE.value is not None else model.defaults["guidance"],
@@ -169,6 +180,7 @@ def main(argv):
     figures["heldout"] = held.figures(AIMS["heldout"])
     wrong = wrong + held.wrong
   sheet("dit_wrong.png", wrong)
+  figures["styles"] = show_styles(model, world, sorted({*trained.styles} - {"plain"}))
   if TRAINED.value:
     chosen = [cards[i] for i in np.linspace(0, len(cards) - 1, COMPARED).astype(int)]
     figures["nearest"] = nearest.show(chosen, trained, TRAINED.value, harness.out())

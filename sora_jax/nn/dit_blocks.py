@@ -140,7 +140,10 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-  """Last norm, its modulation, and the linear layer to a patch, which starts at zero."""
+  """Last norm, its modulation, and the linear layer to a patch, which starts at zero.
+
+  Each cell has out_channels entries, and twice as many if the config has a spread.
+  """
 
   config: DiTConfig
 
@@ -158,6 +161,5 @@ class Head(nn.Module):
       table_RQ2D = condition_RQD[:, :, None] + own_2D[None, None]
     shift_RQD, scale_RQD = table_RQ2D[:, :, 0], table_RQ2D[:, :, 1]
     h_RLD = settle(adaptive_norm(settle(x_RLD), shift_RQD, scale_RQD, slot_RL, c.norm_eps))
-    return Linear(
-      (c.cells * c.out_channels,), ("width", "patch"), start=nn.initializers.zeros, name="linear"
-    )(h_RLD)
+    entries = c.cells * c.out_channels * (2 if c.spread else 1)
+    return Linear((entries,), ("width", "patch"), start=nn.initializers.zeros, name="linear")(h_RLD)

@@ -235,7 +235,11 @@ def test_dit_xl_2_has_the_papers_parameters():
 
 @pytest.mark.parametrize(
   "options",
-  [{}, dict(modulation="full", classes=4, qkv_bias=True), dict(spread=(1,) * 3, level=(1,) * 3)],
+  [
+    {},
+    dict(modulation="full", classes=4, qkv_bias=True),
+    dict(spread=(1.0,) * 3, level=(1.0,) * 3),
+  ],
 )
 def test_every_parameter_names_its_axes(options):
   boxes = jax.tree.leaves(

@@ -8,8 +8,9 @@
     --config.train.minutes=90 --config.train.init_from=runs/dit2
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, half of it in
-small clips, many stills. wide: all styles, motions and levels as well, constant motion most of the time, at
-the sizes that it is asked for; clips of more than 256 tokens are left out. large: those, too.
+small clips, many stills. wide: all styles, motions and levels as well, constant motion most of the
+time, at the sizes that it is asked for; clips of more than 256 tokens are left out. large: those,
+too.
 Hardware: 2 CPU cores, hours. `smoke` takes a minute.
 """
 

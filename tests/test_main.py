@@ -35,6 +35,8 @@ def vae_file(tmp_path_factory):
   )  # fmt: skip
   path = tmp_path_factory.mktemp("vae") / "vae.safetensors"
   variables = jax.device_get(jax.jit(functools.partial(vae_lib.init, network))(jax.random.key(0)))
+  more = {"level_Z": np.full(4, 0.8, np.float32), "spread_Z": np.full(4, 0.6, np.float32)}
+  variables = {**variables, "stats": {**variables["stats"], **more}}
   store.save(path, variables, {"network": folder.plain(network)}, {"legs": []})
   return path
 
@@ -65,7 +67,7 @@ def test_text_to_video_from_world_to_report(tmp_path, vae_file, monkeypatch):
   config = config_of("tiny", vae_file)
   about = main.run(config, tmp_path / "run")
   page = tmp_path / "run" / "report" / "index.html"
-  assert "http" not in page.read_text().split("<body>")[1].lower()
+  assert "://" not in page.read_text().split("<body>")[1]  # base64 has no colon
   found = json.loads((page.parent / "report.json").read_text())
   assert found["scores"][0]["prompts"] == 3 and len(found["scores"]) == 4
   assert found["packing"]["fill"] > 0.5 and found["sampler_programs"] == 1
@@ -102,6 +104,7 @@ def test_vae_trains_then_serves_a_second_leg(tmp_path):
     ({"train__steps": 0}, r"config.train: train.steps is 0"),
     ({"vae__weights": "nowhere"}, r"config.vae.weights is 'nowhere'"),
     ({"text__tokenizer": "words"}, r"no tokenizer 'words'"),
+    ({"diffusion__prediction": "v"}, r"precondition is for networks that predict data"),
     ({"diffusion__prediction": "z"}, r"config.diffusion: prediction is 'z'"),
     ({"train__init_from": "nowhere"}, r"no model 'nowhere'"),
   ],
@@ -110,6 +113,16 @@ def test_impossible_configs_fail_before_anything_is_built(tmp_path, vae_file, ch
   with pytest.raises(ValueError, match=message):
     main.run(config_of("tiny", vae_file, **changes), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_preconditioning_without_statistics_of_the_latents_is_refused(tmp_path, vae_file):
+  tree, config, _ = store.load(vae_file)
+  del tree["stats"]["level_Z"]
+  path = tmp_path / "vae.safetensors"
+  store.save(path, tree, config, {"legs": []})
+  with pytest.raises(ValueError, match="level_Z of the latents.*vae.safetensors lacks.*to False"):
+    build.check(config_of("tiny", path), tmp_path)
+  build.check(config_of("tiny", path, model__precondition=False), tmp_path)
 
 
 @pytest.mark.parametrize("section", ["model", "data", "vae", "optimizer", "train", "evaluation"])

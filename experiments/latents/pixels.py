@@ -37,11 +37,14 @@ def main():
   world = World(
     WorldConfig(sizes=((32, 32),), num_clips=64, backgrounds=("black",), radius=(0.18, 0.24))
   )
-  pixels = np.concatenate([world[i].video_THWC.ravel() for i in range(64)]) / 127.5 - 1
+  clips = [world[i].video_THWC / 127.5 - 1 for i in range(64)]
+  pixels = np.concatenate([clip.ravel() for clip in clips])
+  level = np.std([clip.mean() for clip in clips]) / pixels.std()
   stats = {
-    "mean_Z": np.full(CHANNELS, pixels.mean(), np.float32),
-    "std_Z": np.full(CHANNELS, pixels.std(), np.float32),
-  }
+    "mean_Z": pixels.mean(), "std_Z": pixels.std(),
+    "level_Z": level, "spread_Z": np.sqrt(1 - level**2),
+  }  # fmt: skip
+  stats = {name: np.full(CHANNELS, value, np.float32) for name, value in stats.items()}
   tree = {"params": identity(config), "stats": stats}
   size = store.save(flags.out, tree, {"network": folder.plain(config)}, {"about": "pixels"})
   print(f"{flags.out}: {size} bytes")

@@ -75,7 +75,7 @@ class DiT(nn.Module):
     out_RLP = Head(c, name="head")(x_RLD, condition_RQD, layout.slot_RL)
     if c.spread:
       out = precondition.leave(self.cells(out_RLP), noisy, level, spread_Z)
-      out_RLP = out.reshape(*out.shape[:2], -1)
+      out_RLP = out.reshape(out_RLP.shape)
     out_RLP = nn.with_logical_constraint(out_RLP, ("row", "token", "patch"))
     return jnp.where((layout.segment_RL > 0)[..., None], out_RLP, 0.0)
 

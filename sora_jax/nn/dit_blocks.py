@@ -140,10 +140,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-  """Last norm, its modulation, and the linear layer to a patch, which starts at zero.
-
-  Each cell has out_channels entries, and twice as many if the config has a spread.
-  """
+  """Last norm, its modulation, and the linear layer to a patch, which starts at zero."""
 
   config: DiTConfig
 
@@ -161,5 +158,6 @@ class Head(nn.Module):
       table_RQ2D = condition_RQD[:, :, None] + own_2D[None, None]
     shift_RQD, scale_RQD = table_RQ2D[:, :, 0], table_RQ2D[:, :, 1]
     h_RLD = settle(adaptive_norm(settle(x_RLD), shift_RQD, scale_RQD, slot_RL, c.norm_eps))
-    entries = c.cells * c.out_channels * (2 if c.spread else 1)
-    return Linear((entries,), ("width", "patch"), start=nn.initializers.zeros, name="linear")(h_RLD)
+    return Linear(
+      (c.cells * c.out_channels,), ("width", "patch"), start=nn.initializers.zeros, name="linear"
+    )(h_RLD)

@@ -6,13 +6,8 @@ A clip is taken for a level that all its cells share, and what each cell adds to
 (2) x = a x0 + t eps, a = 1 - t, so that x - a m has variance V = a^2 S + t^2
 (3) m given all cells x of a clip: precision 1 / P = 1 / M + sum a^2 / V, mean P sum a x / V
 (4) the network reads (x - a mean) / sqrt(V - a^2 P), and mean / sqrt(M)
-(5) x0 = mean + a L / (a^2 L + t^2) (x - a mean) + sqrt(S t^2 / V + (t^2 / V)^2 P) F, L = S exp(G):
-    a guess that is linear in x, and F, times the deviation of what the best such guess, at G = 0,
-    leaves; the network puts out F and G
-
-With G it tells where a channel is at rest, as most are over a plain background: there the guess
-lets no noise through. Without it, F would have to hold the noise of every channel of every cell,
-more numbers than a token has room for (compare Li & He 2025, arXiv 2511.13720, section 3).
+(5) x0 = mean + a S / V (x - a mean) + sqrt(S t^2 / V + (t^2 / V)^2 P) F: the best linear guess,
+    and F, the network's output, times the deviation of what that guess leaves
 
 Channels may differ a hundredfold in S, and a background in M as much again. Read as they are, the
 largest sets what layer norm divides by, and a network has to learn to undo that. Where no two cells
@@ -31,8 +26,6 @@ from sora_jax.ops import packing
 
 LEAST = 0.02
 """Least deviation of a channel: those that hold nothing are not magnified without bound."""
-MOST = 10.0
-"""Largest G, and smallest -G."""
 
 
 class Level(NamedTuple):
@@ -89,17 +82,15 @@ def enter(
 
 
 def leave(
-  out_RLnO: Float[Array, "R L n O"], noisy_RLnZ: Float[Array, "R L n Z"], level: Level,
+  out_RLnZ: Float[Array, "R L n Z"], noisy_RLnZ: Float[Array, "R L n Z"], level: Level,
   spread_Z: Float[Array, "Z"],
 ) -> Float[Array, "R L n Z"]:  # fmt: skip
-  """Predicted data, Eq. 5, from the network's output, F before G, and the noisy cells."""
-  F, G = jnp.split(out_RLnO, 2, axis=-1)
+  """Predicted data, Eq. 5, from the network's output and the noisy cells as they were."""
   spread, t = spread_Z[None, None, None], level.time
   V, S = conditional(t, spread), jnp.maximum(spread, LEAST) ** 2
-  L = S * jnp.exp(jnp.clip(G, -MOST, MOST))
-  a = 1.0 - t
-  guess = level.mean + a * L / (a**2 * L + t**2) * (noisy_RLnZ - a * level.mean)
-  return guess + t * jnp.sqrt(S / V + t**2 / V**2 * level.variance) * F
+  rest = noisy_RLnZ - (1.0 - t) * level.mean
+  left = t * jnp.sqrt(S / V + t**2 / V**2 * level.variance)
+  return level.mean + (1.0 - t) * S / V * rest + left * out_RLnZ
 
 
 def conditional(time: Float[Array, "..."], spread: Float[Array, "..."]) -> Float[Array, "..."]:

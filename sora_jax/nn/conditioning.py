@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sora_jax.nn.layers import Linear
-from sora_jax.ops.packing import Layout, members, take_segments
+from sora_jax.ops.packing import Layout, segment_lengths, take_segments, vector_sums
 from sora_jax.ops.positions import fourier
 
 NULL_PROMPT = ""
@@ -81,11 +81,9 @@ class PooledText(nn.Module):
 
   @nn.compact
   def __call__(self, text_RMU: Float[Array, "R M U"], layout: Layout) -> Float[Array, "R S D"]:
-    segment_RM = layout.text_segment_RM
-    member_RSM = members(segment_RM, layout.grid_RS3.shape[1]).astype(jnp.float32)
-    text_RMU = jnp.where((segment_RM > 0)[..., None], text_RMU.astype(jnp.float32), 0.0)
-    total_RSU = jnp.einsum("RSM,RMU->RSU", member_RSM, text_RMU)
-    length_RS = jnp.maximum(member_RSM.sum(-1), 1.0)
+    segment_RM, S = layout.text_segment_RM, layout.grid_RS3.shape[1]
+    total_RSU = vector_sums(text_RMU.astype(jnp.float32), segment_RM, S)
+    length_RS = jnp.maximum(segment_lengths(segment_RM, S), 1)
     return VectorMLP(self.width, name="mlp")(total_RSU / length_RS[..., None])
 
 

@@ -58,7 +58,7 @@ class DiT(nn.Module):
     if c.spread:
       noisy = self.cells(given_RLP)[..., : c.out_channels]
       spread_Z, level_Z = jnp.asarray(c.spread), jnp.asarray(c.level)
-      level = precondition.level(
+      level = precondition.estimate_level(
         noisy, time_RL, layout.segment_RL, layout.grid_RS3.shape[1], spread_Z, level_Z
       )
       cells = precondition.enter(self.cells(given_RLP), level, spread_Z)

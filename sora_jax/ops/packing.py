@@ -124,6 +124,15 @@ def segment_sums(
   return jnp.where(member_RSL, values_RL[:, None, :], 0.0).sum(-1)
 
 
+def vector_sums(
+  values_RLX: Float[Array, "R L X"], segment_RL: Int[Array, "R L"], num_segments: int
+) -> Float[Array, "R S X"]:
+  """`segment_sums` of vectors, as one matrix product."""
+  values_RLX = jnp.where((segment_RL != PAD_SEGMENT)[..., None], values_RLX, 0.0)
+  member_RSL = members(segment_RL, num_segments).astype(values_RLX.dtype)
+  return jnp.einsum("RSL,RLX->RSX", member_RSL, values_RLX)
+
+
 def segment_lengths(segment_RL: Int[Array, "R L"], num_segments: int) -> Int[Array, "R S"]:
   """Number of tokens of each segment."""
   return members(segment_RL, num_segments).sum(-1)

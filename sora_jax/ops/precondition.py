@@ -39,7 +39,7 @@ class Level(NamedTuple):
   time: Array
 
 
-def level(
+def estimate_level(
   noisy_RLnZ: Float[Array, "R L n Z"], time_RL: Float[Array, "R L"],
   segment_RL: Int[Array, "R L"], num_segments: int,
   spread_Z: Float[Array, "Z"], level_Z: Float[Array, "Z"],
@@ -53,9 +53,7 @@ def level(
   a, V = 1.0 - time_RL[..., None], conditional(time_RL[..., None], spread_Z[None, None])
   n = noisy_RLnZ.shape[2]
   parts_RLX = jnp.concatenate([n * a**2 / V, a / V * noisy_RLnZ.sum(2)], axis=-1)
-  parts_RLX = jnp.where((segment_RL > 0)[..., None], parts_RLX, 0.0)
-  member_RSL = packing.members(segment_RL, num_segments).astype(parts_RLX.dtype)
-  sums_RSX = jnp.einsum("RSL,RLX->RSX", member_RSL, parts_RLX)
+  sums_RSX = packing.vector_sums(parts_RLX, segment_RL, num_segments)
   sums_RLX = packing.take_segments(sums_RSX, segment_RL)
   precision_RLZ, weighted_RLZ = jnp.split(sums_RLX, 2, axis=-1)
   M = level_Z[None, None] ** 2

@@ -32,7 +32,7 @@ def noisy_cells(request):
 
 
 def estimate(x, time_RL, segment_RL=SEGMENT):
-  return precondition.level(x, time_RL, segment_RL, 3, SPREAD_Z, LEVEL_Z)
+  return precondition.estimate_level(x, time_RL, segment_RL, 3, SPREAD_Z, LEVEL_Z)
 
 
 def test_the_level_is_the_mean_of_the_posterior(noisy):
@@ -100,6 +100,6 @@ def test_data_comes_back_at_time_zero_and_empty_channels_stay_finite():
   np.testing.assert_allclose(precondition.leave(5 * x, x, level, SPREAD_Z), x, rtol=1e-6)
   for time in (0.0, 1.0):
     time_RL, none = jnp.full((1, 2), time), jnp.zeros(3)
-    level = precondition.level(x, time_RL, segment, 1, none, none)
+    level = precondition.estimate_level(x, time_RL, segment, 1, none, none)
     assert np.isfinite(precondition.enter(x, level, none)).all()
     assert np.isfinite(precondition.leave(x, x, level, none)).all()

@@ -145,6 +145,7 @@ def model() -> ConfigDict:
   c.qkv_bias = False
   c.cross_norm = True
   c.mlp_activation = "gelu_tanh"  # gelu_tanh, relu, relu_squared, silu
+  c.head_width = 0  # hidden layer of a head that reads the noisy token, too; 0 = linear head
   c.position = "rotary"  # "rotary" or "sincos"
   c.rotary_theta = 1e4
   c.rotary_scale = (1.0, 1.0, 1.0)  # of (t, y, x), for longer and larger clips than were trained
@@ -213,6 +214,7 @@ def train() -> ConfigDict:
   c.prefetch = 2  # batches fetched ahead
   c.mesh = (-1, 1, 1, 1)  # devices along (data, fsdp, context, tensor); -1 = those left
   c.init_from = ""  # a model folder whose weights start this leg; "" = random
+  c.init_missing = "raise"  # parameters that init_from lacks: "raise" names them, "new" makes them
   return c
 
 

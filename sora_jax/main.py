@@ -39,7 +39,7 @@ def run(config: dict, workdir: Path) -> dict | None:
   Returns: figures and provenance, or None if the run was stopped and can be resumed.
   """
   code = provenance.commit()
-  train = typed(loop.LoopConfig, "train", without(config["train"], "init_from"))
+  train = typed(loop.LoopConfig, "train", without(config["train"], "init_from", "init_missing"))
   plan = build.check(config, workdir)
   checkpoint.keep_config(workdir, config)
   task = plan.make()

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = {
   "tiny": ("", "smoke"),
   "tiny_clips": ("", "smoke"),
-  "shipped": ("wide", "large", "wide,smoke", "large,smoke"),
+  "shipped": ("aspects", "large", "wide,smoke", "large,smoke"),
   "vae": (*vae_lib.SIZES, "tiny_second") + tuple(f"{s},smoke" for s in vae_lib.SIZES),
   "dit": (*dit_lib.SIZES,) + tuple(f"{s},smoke" for s in dit_lib.SIZES),
 }
@@ -52,7 +52,7 @@ def test_every_config_file_is_listed_here():
 @pytest.mark.parametrize(("name", "arg"), ALL)
 def test_configs_are_typed_and_possible(name, arg, tmp_path):
   c = config_of(name, arg).to_dict()
-  typed(LoopConfig, "train", without(c["train"], "init_from"))
+  typed(LoopConfig, "train", without(c["train"], "init_from", "init_missing"))
   typed(OptimizerConfig, "optimizer", c["optimizer"])
   typed(DiffusionConfig, "diffusion", c["diffusion"])
   typed(LossConfig, "vae.loss", c["vae"]["loss"])
@@ -81,7 +81,7 @@ def test_sizes_reach_the_model(size):
   assert c.text.width == dit_lib.SIZES[size]["text_width"]
 
 
-@pytest.mark.parametrize("leg", ["wide", "large"])
+@pytest.mark.parametrize("leg", ["aspects", "large"])
 def test_legs_of_the_shipped_transformer_train_one_model_on_rows_that_fit(leg, tmp_path):
   first, later = config_of("tiny").to_dict(), config_of("shipped", leg).to_dict()
   assert first["model"] == later["model"] and first["text"] == later["text"]
@@ -110,7 +110,7 @@ def test_left_over_arguments_are_refused(name):
 def test_the_base_lists_every_field_once():
   c = config_of("base").to_dict()
   sections = {
-    "train": (LoopConfig, {"init_from"}, set()),
+    "train": (LoopConfig, {"init_from", "init_missing"}, set()),
     "optimizer": (OptimizerConfig, set(), set()),
     "diffusion": (DiffusionConfig, set(), set()),
     "evaluation": (build.EvaluationConfig, set(), set()),

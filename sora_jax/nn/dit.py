@@ -72,7 +72,7 @@ class DiT(nn.Module):
       )(level.mean[:, :, 0] / jnp.maximum(level_Z, precondition.LEAST)[None, None])
     x_RLD = x_RLD + self.absolute_positions(layout).astype(x_RLD.dtype)
     x_RLD, _ = self.blocks()(x_RLD, shared)
-    out_RLP = Head(c, name="head")(x_RLD, condition_RQD, layout.slot_RL)
+    out_RLP = Head(c, name="head")(x_RLD, condition_RQD, layout.slot_RL, tokens_RLP)
     if c.spread:
       out = precondition.leave(self.cells(out_RLP), noisy, level, spread_Z)
       out_RLP = out.reshape(out_RLP.shape)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from sora_jax.nn import conditioning
 from sora_jax.nn.dit_config import DiTConfig
-from sora_jax.nn.layers import MLP, LayerNorm, Linear, RMSNorm, stacked, xavier
+from sora_jax.nn.layers import ACTIVATIONS, MLP, LayerNorm, Linear, RMSNorm, stacked, xavier
 from sora_jax.ops import attention as attention_ops
 from sora_jax.ops import positions
 from sora_jax.ops.linear import settle
@@ -140,14 +140,20 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-  """Last norm, its modulation, and the linear layer to a patch, which starts at zero."""
+  """Last norm, its modulation, and the linear layer to a patch, which starts at zero.
+
+  To take the noise off a token, its output has to hold that noise, entry by entry. A network whose
+  width is hardly more than a patch has no room for it beside all else (Li & He 2025, arXiv
+  2511.13720, section 3), so a head with a `head_width` adds an MLP that reads the noisy token
+  itself: the blocks tell it what is there, it takes away what is not.
+  """
 
   config: DiTConfig
 
   @nn.compact
   def __call__(
     self, x_RLD: Float[Array, "R L D"], condition_RQD: Float[Array, "R Q D"],
-    slot_RL: Int[Array, "R L"],
+    slot_RL: Int[Array, "R L"], tokens_RLP: Float[Array, "R L Pin"],
   ) -> Float[Array, "R L P"]:  # fmt: skip
     c = self.config
     if c.modulation == "full":
@@ -158,6 +164,11 @@ class Head(nn.Module):
       table_RQ2D = condition_RQD[:, :, None] + own_2D[None, None]
     shift_RQD, scale_RQD = table_RQ2D[:, :, 0], table_RQ2D[:, :, 1]
     h_RLD = settle(adaptive_norm(settle(x_RLD), shift_RQD, scale_RQD, slot_RL, c.norm_eps))
-    return Linear(
-      (c.cells * c.out_channels,), ("width", "patch"), start=nn.initializers.zeros, name="linear"
-    )(h_RLD)
+    size, zeros = (c.cells * c.out_channels,), nn.initializers.zeros
+    out_RLP = Linear(size, ("width", "patch"), start=zeros, name="linear")(h_RLD)
+    if c.head_width:
+      both_RLX = jnp.concatenate([h_RLD, tokens_RLP], axis=-1)
+      hidden_RLF = Linear((c.head_width,), ("patch", "mlp"), name="up")(both_RLX)
+      hidden_RLF = ACTIVATIONS[c.mlp_activation](hidden_RLF)
+      out_RLP += Linear(size, ("mlp", "patch"), bias=False, start=zeros, name="down")(hidden_RLF)
+    return out_RLP

@@ -29,6 +29,8 @@ class DiTConfig:
     qkv_bias: biases in the attention's projections.
     cross_norm: layer norm with gain before cross-attention.
     mlp_activation: a key of `nn.layers.ACTIVATIONS`.
+    head_width: hidden layer of a second path through the head, which reads the token as it entered
+      beside the last block's output; 0 = none. For narrow networks: see `nn.dit_blocks.Head`.
     position: "rotary", or "sincos" for the fixed sums of DiT.
     rotary_theta, rotary_scale, rotary_method: see `ops.positions.frequencies`.
     fraction_octaves: detail of the fractional positions; 0 = none.
@@ -58,6 +60,7 @@ class DiTConfig:
   qkv_bias: bool = False
   cross_norm: bool = True
   mlp_activation: str = "gelu_tanh"
+  head_width: int = 0
   position: str = "rotary"
   rotary_theta: float = 1e4
   rotary_scale: Sequence[float] = (1.0, 1.0, 1.0)

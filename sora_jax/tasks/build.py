@@ -196,6 +196,7 @@ def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
     "sampling": part(e, "solver", "steps", "guidance") | {"fps": config["data"]["world"]["fps"][0]},
     "heldout_batches": e["batches"],
     "init_from": init_from(config, "dit.safetensors"),
+    "grow": config["train"]["init_missing"] == "new",
   }
   data = part(config["data"], "encode_batch", "crop")
   return functools.partial(make_text_to_video, source, parts, autoencoder, data)
@@ -286,7 +287,9 @@ def factors(config) -> tuple[int, int, int]:
 
 def init_from(config: Mapping, file: str) -> Path | None:
   """The weights that start this leg, or None.  Raises: ValueError if they are not there."""
-  name = config["train"]["init_from"]
+  name, missing = config["train"]["init_from"], config["train"]["init_missing"]
+  if missing not in ("raise", "new"):
+    raise ValueError(f"config.train.init_missing is {missing!r}; allowed: 'raise', 'new'")
   if not name:
     return None
   if file == "dit.safetensors":

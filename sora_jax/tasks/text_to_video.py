@@ -66,6 +66,7 @@ class TextToVideo:
   sources: clips with cached latents.  vae: the network that made them, kept for export.
   frames_per_latent: f_t.  tokenizer_name: as in the config.  sampling: what a sampler should use
   by default.  heldout_batches: of the held-out loss.  init_from: a model folder or None.
+  grow: parameters that init_from lacks start at random instead of being an error.
   """
 
   dit: DiT
@@ -79,12 +80,15 @@ class TextToVideo:
   sampling: dict
   heldout_batches: int = 8
   init_from: Path | None = None
+  grow: bool = False
   name: str = "text_to_video"
 
   def init(self, key):
     if self.init_from is not None:
       networks = folder_lib.read(self.init_from)
       found = {name: networks[name].tree for name in ("dit", "text")}
+      if self.grow:
+        found = store.filled(found, nn.meta.unbox(self._init(key)))
       store.check(found, jax.eval_shape(self._init, key), str(self.init_from))
       return jax.tree.map(jnp.asarray, found)
     return nn.meta.unbox(self._init(key))

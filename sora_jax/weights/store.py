@@ -19,7 +19,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+from absl import logging
 from flax import linen as nn
+from flax import traverse_util
 
 MAX_SHIPPED_BYTES = 12 * 1024 * 1024
 """Limit on one shipped file."""
@@ -156,6 +158,14 @@ def check(tree: Mapping, like: Mapping, source: str = "weights") -> None:
       f"{source} does not fit the network: {'; '.join(problems[:5])}{more}. "
       "Build the network from the config stored in the file, or choose the file made for it"
     )
+
+
+def filled(tree: Mapping, fresh: Mapping) -> dict:
+  """Returns a tree with what it lacks taken from a fresh one; logs the names."""
+  got, new = flatten(tree), traverse_util.flatten_dict(fresh, sep="/")
+  if missing := sorted(new.keys() - got.keys()):
+    logging.info("%d parameters start anew: %s", len(missing), ", ".join(missing))
+  return traverse_util.unflatten_dict({**new, **got}, sep="/")
 
 
 def hash_of(source: Mapping | str | os.PathLike) -> str:

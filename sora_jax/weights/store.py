@@ -143,8 +143,7 @@ def load(path: str | os.PathLike, like: Mapping | None = None) -> tuple[Tree, di
 
 def check(tree: Mapping, like: Mapping, source: str = "weights") -> None:
   """Raises a ValueError that names the tensors in which a tree differs from a template."""
-  got = {name: value.shape for name, value in flatten(tree).items()}
-  want = _shapes(like)
+  got, want = _shapes(tree), _shapes(like)
   problems = [f"{name}: missing, expected {want[name]}" for name in want if name not in got]
   problems += [f"{name}: not expected, got {got[name]}" for name in got if name not in want]
   problems += [

@@ -1,5 +1,7 @@
 """Text to video as a task: loss, axes, cost, exact resume with the real pipeline, export."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -145,6 +147,19 @@ def test_export_writes_a_model_folder_and_starts_another_leg(tmp_path, task):
   again = make(init_from=tmp_path / "model").init(jax.random.key(9))
   jax.tree.map(np.testing.assert_array_equal, params, again)
   assert store.load(tmp_path / "model" / "dit.safetensors")[2]["provenance"] == {"seed": 3}
+
+
+def test_a_leg_can_start_from_weights_that_lack_a_part(tmp_path, task):
+  params = task.init(jax.random.key(3))
+  task.export(params, tmp_path / "model", {"seed": 3})
+  wider = DiT(dataclasses.replace(task.dit.config, head_width=8))
+  with pytest.raises(ValueError, match="head/down/kernel: missing"):
+    make(dit=wider, init_from=tmp_path / "model").init(jax.random.key(9))
+  grown = make(dit=wider, init_from=tmp_path / "model", grow=True)
+  got = jax.device_get(jax.jit(grown.init)(jax.random.key(9)))  # as the loop starts a run
+  assert got["dit"]["head"].pop("up")["kernel"].shape[-1] == 8
+  assert not got["dit"]["head"].pop("down")["kernel"].any()
+  jax.tree.map(np.testing.assert_array_equal, params, got)
 
 
 def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path):

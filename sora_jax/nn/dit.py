@@ -74,7 +74,7 @@ class DiT(nn.Module):
     x_RLD, _ = self.blocks()(x_RLD, shared)
     out_RLP = Head(c, name="head")(x_RLD, condition_RQD, layout.slot_RL, tokens_RLP)
     if c.spread:
-      out = precondition.leave(self.cells(out_RLP), noisy, level, spread_Z)
+      out = precondition.leave(self.cells(out_RLP), level, spread_Z)
       out_RLP = out.reshape(out_RLP.shape)
     out_RLP = nn.with_logical_constraint(out_RLP, ("row", "token", "patch"))
     return jnp.where((layout.segment_RL > 0)[..., None], out_RLP, 0.0)

@@ -6,14 +6,21 @@ A clip is taken for a level that all its cells share, and what each cell adds to
 (2) x = a x0 + t eps, a = 1 - t, so that x - a m has variance V = a^2 S + t^2
 (3) m given all cells x of a clip: precision 1 / P = 1 / M + sum a^2 / V, mean P sum a x / V
 (4) the network reads (x - a mean) / sqrt(V - a^2 P), and mean / sqrt(M)
-(5) x0 = mean + a S / V (x - a mean) + sqrt(S t^2 / V + (t^2 / V)^2 P) F: the best linear guess,
-    and F, the network's output, times the deviation of what that guess leaves
+(5) x0 = mean + sqrt(S + P (1 - 2 a^2 S / V)) F, with F the network's output; the root is the
+    deviation of x0 from the mean, which each cell has drawn towards itself
 
 Channels may differ a hundredfold in S, and a background in M as much again. Read as they are, the
 largest sets what layer norm divides by, and a network has to learn to undo that. Where no two cells
 share a level (M = 0) this is, channel by channel, the preconditioning of Karras et al. 2022 (arXiv
-2206.00364, table 1 and appendix B.6) for the process (2); the rest is the posterior of a
-hierarchical normal model (Gelman et al., Bayesian Data Analysis, section 5.4).
+2206.00364, table 1 and appendix B.6) for the process (2), without their skip; the rest is the
+posterior of a hierarchical normal model (Gelman et al., Bayesian Data Analysis, section 5.4).
+
+There is no skip on purpose. The best linear guess a S / V (x - a mean) lets through the noise that
+a cell of average variance would need; most cells, of a plain background, are far from average, and
+to take that noise back F would have to hold a token's every entry. A network that is hardly wider
+than a token cannot, and its samples keep grain that a sampler's further steps do not take away.
+Without the guess what F cannot hold is left out instead: see experiments/latents, and Li & He 2025
+(arXiv 2511.13720).
 """
 
 from typing import NamedTuple
@@ -80,15 +87,13 @@ def enter(
 
 
 def leave(
-  out_RLnZ: Float[Array, "R L n Z"], noisy_RLnZ: Float[Array, "R L n Z"], level: Level,
-  spread_Z: Float[Array, "Z"],
-) -> Float[Array, "R L n Z"]:  # fmt: skip
-  """Predicted data, Eq. 5, from the network's output and the noisy cells as they were."""
-  spread, t = spread_Z[None, None, None], level.time
-  V, S = conditional(t, spread), jnp.maximum(spread, LEAST) ** 2
-  rest = noisy_RLnZ - (1.0 - t) * level.mean
-  left = t * jnp.sqrt(S / V + t**2 / V**2 * level.variance)
-  return level.mean + (1.0 - t) * S / V * rest + left * out_RLnZ
+  out_RLnZ: Float[Array, "R L n Z"], level: Level, spread_Z: Float[Array, "Z"]
+) -> Float[Array, "R L n Z"]:
+  """Predicted data, Eq. 5, from the network's output."""
+  spread, a = spread_Z[None, None, None], 1.0 - level.time
+  S = jnp.maximum(spread, LEAST) ** 2
+  variance = S + level.variance * (1.0 - 2.0 * a**2 * S / conditional(level.time, spread))
+  return level.mean + jnp.sqrt(jnp.maximum(variance, 1e-4 * S)) * out_RLnZ
 
 
 def conditional(time: Float[Array, "..."], spread: Float[Array, "..."]) -> Float[Array, "..."]:

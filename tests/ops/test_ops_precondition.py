@@ -1,4 +1,4 @@
-"""Preconditioning: unit variance in and out, and the best linear guess in between."""
+"""Preconditioning: unit variance in and out, and the level of a clip taken out in between."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -77,29 +77,23 @@ def test_one_level_of_zero_is_the_preconditioning_of_every_cell_alone(noisy):
   np.testing.assert_allclose(
     precondition.enter(x, level, SPREAD_Z)[..., 1], x[..., 1] / np.sqrt(D), rtol=1e-5
   )
-  out = precondition.leave(jnp.ones_like(x), x, level, SPREAD_Z)[..., 1]
-  want = (1 - t) * s**2 / D * x[..., 1] + s * t / np.sqrt(D)
-  np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-5)
+  out = precondition.leave(jnp.full_like(x, 3.0), level, SPREAD_Z)[..., 1]
+  np.testing.assert_allclose(out, 3 * s, rtol=1e-6)
 
 
 def test_the_output_that_would_be_right_has_unit_variance(noisy):
-  x0, x, level, time_RL = noisy
-  guess = precondition.leave(jnp.zeros_like(x), x, level, SPREAD_Z)
-  scale = precondition.leave(jnp.ones_like(x), x, level, SPREAD_Z) - guess
-  there = np.flatnonzero(np.asarray(time_RL[0, :3]) > 0)
-  right = ((x0 - guess) / scale)[:, there]
-  np.testing.assert_allclose(right.std((0, 2)), 1, atol=0.03)
-  centred = right * x[:, there] / x[:, there].std((0, 1, 2), keepdims=True)
-  np.testing.assert_allclose(centred.mean((0, 2)), 0, atol=0.05)
+  x0, x, level, _ = noisy
+  guess = precondition.leave(jnp.zeros_like(x), level, SPREAD_Z)
+  np.testing.assert_array_equal(guess, jnp.broadcast_to(level.mean, x.shape))
+  right = (x0 - guess) / (precondition.leave(jnp.ones_like(x), level, SPREAD_Z) - guess)
+  np.testing.assert_allclose(right[:, :4].std((0, 2)), 1, atol=0.03)
 
 
-def test_data_comes_back_at_time_zero_and_empty_channels_stay_finite():
+def test_empty_channels_stay_finite():
   x = jnp.ones((1, 2, 1, 3))
   segment = jnp.array([[1, 0]])
-  level = estimate(x, jnp.zeros((1, 2)), segment)
-  np.testing.assert_allclose(precondition.leave(5 * x, x, level, SPREAD_Z), x, rtol=1e-6)
   for time in (0.0, 1.0):
     time_RL, none = jnp.full((1, 2), time), jnp.zeros(3)
     level = precondition.estimate_level(x, time_RL, segment, 1, none, none)
     assert np.isfinite(precondition.enter(x, level, none)).all()
-    assert np.isfinite(precondition.leave(x, x, level, none)).all()
+    assert np.isfinite(precondition.leave(x, level, none)).all()

@@ -54,8 +54,8 @@ def get_config(arg: str = "plain") -> ConfigDict:
   if size == "large":
     w.levels = (1, 2, 3, 4)
     w.motions = MOTIONS
-    w.styles = ("plain",) * 5 + ("outline", "hatched", "night")
-    w.sizes = 2 * ASPECTS + ((96, 64), (64, 96))
+    w.styles = ("plain",) * 8 + ("outline", "hatched", "night")
+    w.sizes = SMALL[:1] + 2 * ASPECTS + ((96, 64), (64, 96))
     w.frames = (9, 9, 17)
     w.image_fraction = 0.2
     w.num_clips = 16384

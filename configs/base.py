@@ -168,6 +168,7 @@ def diffusion() -> ConfigDict:
   c = ConfigDict()
   c.prediction = "x"  # what the network predicts: "x", "v" or "eps"
   c.loss = "v"  # the space in which the error is measured
+  c.loss_floor = 0.05  # times below it weigh as much as it does, (0, 1]: 1 / time^2 of "x" in "v"
   c.gamma = (
     0.5  # weight of a clip = its tokens to this power; 0 = every clip alike, 1 = every token
   )

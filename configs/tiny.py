@@ -33,7 +33,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.diffusion.shift_reference, c.diffusion.shift_high = 1.0, 20.0
   # Samples end with a prediction at time 0.2 to 0.3, which that shift alone would hardly show.
   c.diffusion.time_mean, c.diffusion.time_std = -0.5, 1.5
-  c.optimizer.adaptive_clip = True  # times near 0 are rare, and weigh a hundredfold
+  c.diffusion.loss_floor = 0.3
+  c.optimizer.adaptive_clip = True
   c.optimizer.name = "muon"
   c.optimizer.lr = 3e-3
   c.optimizer.warmup_steps = 30

@@ -36,15 +36,18 @@ def token_error(
   time_RL: Float[Array, "R L"],
   kind: process.Kind,
   space: process.Kind,
+  floor: float = process.FLOOR,
 ) -> Float[Array, "R L"]:
   """Mean squared error of each token, float32, in the space of the loss.
 
   Args: kind: what the network predicts; `target_RLP` is `process.target(kind, x0, eps)`.  space:
-    where the error is measured; it enters as the weight error_factor^2, with the floor that
-    `process` describes.
+    where the error is measured; it enters as the weight error_factor^2.  floor: least denominator
+    of that factor, see `process`.
   """
   difference_RLP = prediction_RLP.astype(jnp.float32) - target_RLP.astype(jnp.float32)
-  return jnp.mean(difference_RLP**2, axis=-1) * process.error_factor(kind, space, time_RL) ** 2
+  return (
+    jnp.mean(difference_RLP**2, axis=-1) * process.error_factor(kind, space, time_RL, floor) ** 2
+  )
 
 
 def packed_loss(

@@ -31,6 +31,7 @@ class DiffusionConfig:
 
   prediction: str = "x"
   loss: str = "v"
+  loss_floor: float = process.FLOOR
   gamma: float = 0.5
   time_mean: float = 0.0
   time_std: float = 1.0
@@ -46,6 +47,8 @@ class DiffusionConfig:
         raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(process.KINDS)}")
     if not 0 <= self.gamma <= 1:
       raise ValueError(f"gamma is {self.gamma}; it must be in [0, 1]")
+    if not 0 < self.loss_floor <= 1:
+      raise ValueError(f"loss_floor is {self.loss_floor}; it must be above 0 and at most 1")
     self.time_config, self.shift_config  # noqa: B018 (they check themselves)
 
   @property
@@ -133,7 +136,9 @@ class TextToVideo:
     text_RMU = self.text.apply({"params": params["text"]}, batch["text"], batch["text_segment"])
     out_RLP = self.dit.apply({"params": params["dit"]}, tokens, time_RQ, layout, text_RMU)
     target_RLP = process.target(c.prediction, x0_RLP, eps_RLP)
-    error_RL = loss_lib.token_error(out_RLP, target_RLP, time_RL, c.prediction, c.loss)
+    error_RL = loss_lib.token_error(
+      out_RLP, target_RLP, time_RL, c.prediction, c.loss, c.loss_floor
+    )
     S = batch["grid"].shape[1]
     packed = loss_lib.packed_loss(error_RL, layout.segment_RL, S, c.gamma)
     real = (layout.segment_RL > 0).astype(jnp.float32)

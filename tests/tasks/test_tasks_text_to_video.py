@@ -173,7 +173,9 @@ def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path):
   assert times.ShiftConfig(**shift) == config.shift_config
 
 
-@pytest.mark.parametrize("change", [{"prediction": "z"}, {"gamma": 2.0}, {"time_std": 0.0}])
+@pytest.mark.parametrize(
+  "change", [{"prediction": "z"}, {"gamma": 2.0}, {"time_std": 0.0}, {"loss_floor": 0.0}]
+)
 def test_impossible_values_are_refused(change):
   with pytest.raises(ValueError, match=next(iter(change)).split("_")[-1]):
     DiffusionConfig(**change)

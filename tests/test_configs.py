@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = {
   "tiny": ("", "smoke"),
   "tiny_clips": ("", "smoke"),
-  "shipped": ("aspects", "large", "wide,smoke", "large,smoke"),
+  "shipped": ("plain", "aspects", "large", "plain,smoke", "large,smoke"),
   "vae": (*vae_lib.SIZES, "tiny_second") + tuple(f"{s},smoke" for s in vae_lib.SIZES),
   "dit": (*dit_lib.SIZES,) + tuple(f"{s},smoke" for s in dit_lib.SIZES),
 }
@@ -83,7 +83,7 @@ def test_sizes_reach_the_model(size):
 
 @pytest.mark.parametrize("leg", ["aspects", "large"])
 def test_legs_of_the_shipped_transformer_train_one_model_on_rows_that_fit(leg, tmp_path):
-  first, later = config_of("tiny").to_dict(), config_of("shipped", leg).to_dict()
+  first, later = config_of("shipped", "plain").to_dict(), config_of("shipped", leg).to_dict()
   assert first["model"] == later["model"] and first["text"] == later["text"]
   source = build.ClipsConfig("world", tmp_path, 1, build.world_config(later))
   pipeline = build.pipeline_config(later, dit_config(later).patch)

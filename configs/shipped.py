@@ -10,8 +10,9 @@
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
-tokens, for clips of up to 96x64 pixels; longer ones are left out. The first leg of the shipped file
-had no `model.head_width` yet; the second got it anew (`train.init_missing="new"`).
+tokens, for clips of up to 96x64 pixels; longer ones are left out.
+The shipped file has seen plain and aspects, the latter in five starts with a changing recipe, which
+its provenance tells; what it came to, and why, is in experiments/latents.
 Hardware: 2 CPU cores, hours. `smoke` takes a minute.
 """
 

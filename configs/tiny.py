@@ -4,7 +4,7 @@
 
 Hardware: 2 CPU cores, no accelerator. Time: under 15 minutes, data and report included.
 Aim on 128 held-out prompts: colour and direction at least 95 %, shape at least 85 %. Measured:
-100 % of all three after 1,197 steps, 13 minutes 50 seconds in all.
+100 % of colours and directions, 92 % of shapes after 898 steps, 14 minutes 19 seconds in all.
 """
 
 from ml_collections import ConfigDict

@@ -113,3 +113,9 @@ def test_loss_by_time_sorts_and_adds_up():
   np.testing.assert_array_equal(got.count, [2, 0, 0, 0, 0, 1, 0, 0, 0, 2])
   np.testing.assert_array_equal(got.total, [3, 0, 0, 0, 0, 5, 0, 0, 0, 7])
   assert float(got.mean[0]) == 1.5 and np.isnan(got.mean[1])
+
+
+def test_the_floor_bounds_what_low_times_weigh():
+  ones, time_RL = jnp.ones((1, 3, 2)), jnp.array([[0.0, 0.1, 0.8]])
+  got = loss.token_error(ones, 0 * ones, time_RL, "x", "v", floor=0.5)
+  np.testing.assert_allclose(got, [[4.0, 4.0, 0.8**-2]], rtol=1e-6)

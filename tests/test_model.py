@@ -18,7 +18,8 @@ from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
-from sora_jax.weights import folder
+from sora_jax.tasks import build
+from sora_jax.weights import folder, store
 from sora_jax.weights.folder import Network
 
 VAE = vae.VAEConfig(width=8, mult=(1, 1), time_down=(True,), space_down=(True,), latent=4)
@@ -203,6 +204,19 @@ def test_load_takes_work_directories_and_explains_what_it_cannot(model_folder, t
   (broken / "text.safetensors").unlink()
   with pytest.raises(FileNotFoundError, match="text.safetensors"):
     sora_jax.load(str(broken))
+
+
+def test_transformers_whose_output_means_something_else_are_refused(model_folder, tmp_path):
+  for says, cure in ({}, "train anew"), ({"format": 99}, "install a newer"):
+    old = tmp_path / cure.split()[0]
+    shutil.copytree(model_folder, old)
+    tree, config, _ = store.load(old / "dit.safetensors")
+    assert config.pop("format") == folder.FORMAT
+    store.save(old / "dit.safetensors", tree, config | says)
+    with pytest.raises(ValueError, match=f"dit.safetensors holds a transformer of format .*{cure}"):
+      sora_jax.load(str(old))
+    with pytest.raises(ValueError, match=cure):
+      build.init_from({"train": {"init_from": str(old), "init_missing": "raise"}}, "dit.safetensors")
 
 
 def test_folders_are_written_whole_and_over_old_ones(tmp_path):

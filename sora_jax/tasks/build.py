@@ -286,14 +286,15 @@ def factors(config) -> tuple[int, int, int]:
 
 
 def init_from(config: Mapping, file: str) -> Path | None:
-  """The weights that start this leg, or None.  Raises: ValueError if they are not there."""
+  """The weights that start this leg, or None.  Raises: ValueError if there are none that fit."""
   name, missing = config["train"]["init_from"], config["train"]["init_missing"]
   if missing not in ("raise", "new"):
     raise ValueError(f"config.train.init_missing is {missing!r}; allowed: 'raise', 'new'")
   if not name:
     return None
   if file == "dit.safetensors":
-    return folder_lib.find(name)
+    folder_lib.check(found := folder_lib.find(name))
+    return found
   for place in (Path(name), Path(name) / file, Path(name) / "model" / file):
     if place.is_file():
       return place
@@ -305,4 +306,4 @@ def provenance_of(path: Path | None) -> dict | None:
   if path is None:
     return None
   file = path if path.is_file() else path / "dit.safetensors"
-  return store.load(file)[2]["provenance"]
+  return store.read_config(file)[1]["provenance"]

@@ -4,9 +4,9 @@
                       tree: {"params": ..., "stats": ...}
     text.safetensors  config: {"network": TextConfig, "tokenizer": "bytes" or "tokenizer.model"}
                       tree: parameters
-    dit.safetensors   config: {"network": DiTConfig, "diffusion": {"prediction", "shift_reference",
-                      "shift_space", "shift_frames", "shift_high"}, "rows": {"row_len",
-                      "max_segments", "text_row_len"}, "sampling": {"solver", "steps",
+    dit.safetensors   config: {"format": FORMAT, "network": DiTConfig, "diffusion": {"prediction",
+                      "shift_reference", "shift_space", "shift_frames", "shift_high"}, "rows":
+                      {"row_len", "max_segments", "text_row_len"}, "sampling": {"solver", "steps",
                       "guidance", "fps", ...}}
                       tree: parameters
     tokenizer.model   SentencePiece model, where the text encoder was trained with one
@@ -27,6 +27,10 @@ from sora_jax.weights import store
 
 TOKENIZER_NAME = "tokenizer.model"
 PROVENANCE_NAME = "provenance.json"
+FORMAT = 2
+"""What a transformer's output means. 2: preconditioned ones give Eq. 5 of `ops/precondition.py`; 1,
+and files that say nothing: they added a linear guess, and with today's code their samples are wrong
+without a sign of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +62,10 @@ def write(
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
   for name, network in networks.items():
+    config = plain(network.config) | ({"format": FORMAT} if name == "dit" else {})
     store.save(
-      temporary / f"{name}.safetensors", network.tree, plain(network.config), provenance,
-      store_dtype=store_dtype,
-    )  # fmt: skip
+      temporary / f"{name}.safetensors", network.tree, config, provenance, store_dtype=store_dtype
+    )
   if tokenizer is not None:
     (temporary / TOKENIZER_NAME).write_bytes(tokenizer)
   (temporary / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=2) + "\n")
@@ -74,12 +78,25 @@ def write(
 
 
 def read(path: str | os.PathLike) -> dict[str, Network]:
-  """Reads the networks of a model folder.  Raises: FileNotFoundError, ValueError (see `store`)."""
+  """Reads the networks of a model folder.  Raises: FileNotFoundError, ValueError (see `check`)."""
+  check(path)
   found = {}
   for name in store.NETWORKS:
     tree, config, _ = store.load(pathlib.Path(path) / f"{name}.safetensors")
     found[name] = Network(tree, config)
   return found
+
+
+def check(path: str | os.PathLike) -> None:
+  """Raises a ValueError if this version takes the transformer's output for what it is not."""
+  file = pathlib.Path(path) / "dit.safetensors"
+  got = store.read_config(file)[0].get("format", 1)
+  if got != FORMAT:
+    cure = "install a newer version" if got > FORMAT else "train anew, or install the version of it"
+    raise ValueError(
+      f"{file} holds a transformer of format {got}, where this version of sora_jax reads {FORMAT}:"
+      f" {cure}"
+    )
 
 
 def find(name: str | os.PathLike) -> pathlib.Path:

@@ -124,21 +124,35 @@ def load(path: str | os.PathLike, like: Mapping | None = None) -> tuple[Tree, di
   damaged file, a file of another kind, or a tensor that does not match the template.
   """
   path = pathlib.Path(path)
+  config, metadata = read_config(path)
   with _open(path) as file:
-    metadata = file.metadata() or {}
-    if "config" not in metadata:
-      raise ValueError(
-        f"{path} is a safetensors file without a config, so not one of this project's weights; "
-        "write it with sora_jax.weights.store.save, or import it (nn/text_import.py)"
-      )
     flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  for name, dtype in json.loads(metadata.get("dtypes", "{}")).items():
+  for name, dtype in metadata.pop("dtypes").items():
     flat[name] = flat[name].astype(dtype)
   tree = unflatten(dict(sorted(flat.items())))
   if like is not None:
     check(tree, like, str(path))
-  provenance = json.loads(metadata.get("provenance", "null"))
-  return tree, json.loads(metadata["config"]), {"provenance": provenance, "path": str(path)}
+  return tree, config, metadata
+
+
+def read_config(path: str | os.PathLike) -> tuple[dict, dict]:
+  """Reads the config and the metadata of weights, no tensor.
+
+  Returns: metadata holds `provenance`, `path` and `dtypes`, those of tensors that are stored as
+  another one.  Raises: FileNotFoundError; ValueError for a damaged file or one of another kind.
+  """
+  path = pathlib.Path(path)
+  with _open(path) as file:
+    said = file.metadata() or {}
+  if "config" not in said:
+    raise ValueError(
+      f"{path} is a safetensors file without a config, so not one of this project's weights; "
+      "write it with sora_jax.weights.store.save, or import it (nn/text_import.py)"
+    )
+  return json.loads(said["config"]), {
+    "provenance": json.loads(said.get("provenance", "null")), "path": str(path),
+    "dtypes": json.loads(said.get("dtypes", "{}")),
+  }  # fmt: skip
 
 
 def check(tree: Mapping, like: Mapping, source: str = "weights") -> None:

@@ -216,7 +216,9 @@ def test_transformers_whose_output_means_something_else_are_refused(model_folder
     with pytest.raises(ValueError, match=f"dit.safetensors holds a transformer of format .*{cure}"):
       sora_jax.load(str(old))
     with pytest.raises(ValueError, match=cure):
-      build.init_from({"train": {"init_from": str(old), "init_missing": "raise"}}, "dit.safetensors")
+      build.init_from(
+        {"train": {"init_from": str(old), "init_missing": "raise"}}, "dit.safetensors"
+      )
 
 
 def test_folders_are_written_whole_and_over_old_ones(tmp_path):

@@ -32,6 +32,9 @@ class Request:
     start_latent: `[t, h, w, Z]` in cells, noised to `start_time` and denoised again (SDEdit,
       arXiv 2108.01073); None starts from noise.
     start_time: in (0, 1], before the shift for size; 1 forgets `start_latent`.
+    known: `[t, h, w, F]` in cells, 1 where a frame is known; None where nothing is.
+    canvas: `[t, h, w, Z]`, latents of what is known; see `prompting.known`.
+    image_guidance: strength for what is known, 1 = off.
   """
 
   text: str
@@ -43,8 +46,13 @@ class Request:
   guidance: float = 1.0
   start_latent: np.ndarray | None = None
   start_time: float = 1.0
+  known: np.ndarray | None = None
+  canvas: np.ndarray | None = None
+  image_guidance: float = 1.0
 
   def __post_init__(self):
+    if (self.known is None) != (self.canvas is None):
+      raise ValueError("known and canvas come together: which cells are known, and their latents")
     if not 0.0 < self.start_time <= 1.0:
       raise ValueError(f"start_time={self.start_time}; allowed: above 0, up to 1 (pure noise)")
     if not self.ids:
@@ -113,26 +121,28 @@ def batches(
   shape: RowShape,
   patch: Patch,
   channels: int,
+  frames: int,
   null_ids: tuple[int, ...],
 ) -> list[tuple[dict[str, np.ndarray], list[list[int]]]]:
   """Packed inputs of the sampling program, one for each call of it.
 
-  Args: patch: latent cells of a token.  channels: Z.  null_ids: ids of the empty prompt.
+  Args: patch: latent cells of a token.  channels: Z.  frames: F, of a latent frame.
+    null_ids: ids of the empty prompt.
   Returns: (batch, indices of the requests of each row, in order of their segments). A batch has
     the tables of `ops.packing.place`; `text`, `text_segment`, `null_text`, `null_segment` [R, M];
-    `key` u32 [R, S, 2] (data of the noise keys), `guidance`, `start_time` f32 [R, S] and
-    `start` f32 [R, L, P].
+    `key` u32 [R, S, 2] (data of the noise keys); `guidance`, `image_guidance`, `start_time` f32
+    [R, S]; `start`, `canvas` f32 [R, L, P] and `known` f32 [R, L, cells F].
   """
   rows = assign(requests, shape)
   calls = []
   for first in range(0, len(rows), shape.rows):
     group = rows[first : first + shape.rows]
     group = group + [[]] * (shape.rows - len(group))
-    calls.append((_batch(requests, group, shape, patch, channels, null_ids), group))
+    calls.append((_batch(requests, group, shape, patch, channels, frames, null_ids), group))
   return calls
 
 
-def _batch(requests, group, shape, patch, channels, null_ids) -> dict[str, np.ndarray]:
+def _batch(requests, group, shape, patch, channels, frames, null_ids) -> dict[str, np.ndarray]:
   R, L, S, M = shape.rows, shape.row_len, shape.max_segments, shape.text_row_len
   tables = place([[(requests[i].grid, requests[i].fps) for i in row] for row in group], L, S)
   tables |= {
@@ -140,19 +150,22 @@ def _batch(requests, group, shape, patch, channels, null_ids) -> dict[str, np.nd
     for name in ("text", "text_segment", "null_text", "null_segment")
   }
   tables["key"] = np.zeros((R, S, 2), np.uint32)
-  tables["guidance"] = np.ones((R, S), np.float32)
-  tables["start_time"] = np.ones((R, S), np.float32)
-  tables["start"] = np.zeros((R, L, patch.t * patch.h * patch.w * channels), np.float32)
+  for name in ("guidance", "image_guidance", "start_time"):
+    tables[name] = np.ones((R, S), np.float32)
+  for name, depth in (("start", channels), ("canvas", channels), ("known", frames)):
+    tables[name] = np.zeros((R, L, patch.t * patch.h * patch.w * depth), np.float32)
   for r, row in enumerate(group):
     _pack_text(tables, r, "text", "text_segment", [requests[i].ids for i in row])
     _pack_text(tables, r, "null_text", "null_segment", [null_ids] * len(row))
     for s, i in enumerate(row):
       q = requests[i]
       tables["key"][r, s] = jax.random.key_data(sampler.sample_key(q.seed, q.text, q.sample))
-      tables["guidance"][r, s], tables["start_time"][r, s] = q.guidance, q.start_time
-      if q.start_latent is not None:
-        patches = patchify(np.asarray(q.start_latent, np.float32), patch)
-        tables["start"][r, tables["segment"][r] == s + 1] = patches
+      for name in ("guidance", "image_guidance", "start_time"):
+        tables[name][r, s] = getattr(q, name)
+      here = tables["segment"][r] == s + 1
+      for name, cells in (("start", q.start_latent), ("canvas", q.canvas), ("known", q.known)):
+        if cells is not None:
+          tables[name][r, here] = patchify(np.asarray(cells, np.float32), patch)
   return tables
 
 

@@ -1,7 +1,8 @@
 """The sampling program: packed requests in, latents out; one compiled program per row length.
 
 The network and the text encoder are handed in as functions of their parameters, so this room knows
-neither; guidance doubles the rows (prompt and empty prompt) and nothing else.
+neither. Guidance repeats the rows: with everything that is asked for, with the empty prompt, and
+with the empty prompt and nothing known.
 """
 
 import dataclasses
@@ -45,7 +46,8 @@ class Method:
     interval: times, before the shift and without its ends, between which guidance acts; by default
       all, pure noise at 1 included.
     rescale: share of the deviation given back after guidance, see `guidance.rescale`.
-    guided: whether the empty prompt is evaluated too; False where all guidance is 1.
+    branches: how often a row is evaluated: 1, without guidance; 2, with the empty prompt too; 3,
+      with the empty prompt and nothing known besides. The sampler lowers it to what is needed.
   """
 
   solver: str = "dpmpp_2m"
@@ -53,7 +55,7 @@ class Method:
   grid: str = "uniform"
   interval: tuple[float, float] = (-1.0, 2.0)
   rescale: float = 0.0
-  guided: bool = True
+  branches: int = 3
 
   def __post_init__(self):
     for name, table in (("solver", solvers.SOLVERS), ("grid", sampler.GRIDS)):
@@ -86,7 +88,7 @@ class Sampler:
     null_ids: Sequence[int],
   ):
     self._patch, self._channels, self._kind, self._shift = Patch(*patch), channels, kind, shift
-    self._known = Patch(*patch).t * patch[1] * patch[2] * frames_per_latent
+    self._frames = frames_per_latent
     self._predict, self._encode_text = predict, encode_text
     self._rows, self._null_ids = rows, tuple(null_ids)
     self._program = jax.jit(self.sample_rows, static_argnames="method")
@@ -106,10 +108,11 @@ class Sampler:
     """
     if not requests:
       return []
-    guided = method.guided and any(r.guidance != 1.0 for r in requests)
-    method = dataclasses.replace(method, guided=guided)
+    method = dataclasses.replace(method, branches=min(method.branches, branches(requests)))
     shape = shape_for(requests, self._rows)
-    calls = batches(requests, shape, self._patch, self._channels, self._null_ids)
+    calls = batches(
+      requests, shape, self._patch, self._channels, self._frames, self._null_ids
+    )  # fmt: skip
     done = [None] * len(requests)
     for number, (batch, group) in enumerate(calls):
       tables = {name: batch[name] for name in ("key", "segment", "coord")}
@@ -142,25 +145,28 @@ class Sampler:
     plain_JRQ, time_JRQ = self._grids(batch, layout, method)
     time_JRL1 = jax.vmap(lambda t_RQ: packing.take_slots(t_RQ, layout.slot_RL))(time_JRQ)[..., None]
     text_RMU = self._encode_text(params["text"], batch["text"], batch["text_segment"])
-    if method.guided:
-      null = batch["null_text"], batch["null_segment"]
-      text_RMU = jnp.concatenate([text_RMU, self._encode_text(params["text"], *null)])
-      null_layout = layout._replace(text_segment_RM=jnp.asarray(batch["null_segment"]))
-      predict_layout = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), layout, null_layout)
-    else:
-      predict_layout = layout
+    n = method.branches
+    known_RLX, canvas_RLP = jnp.asarray(batch["known"]), jnp.asarray(batch["canvas"])
+    known_nLX, canvas_nLP = jnp.tile(known_RLX, (n, 1, 1)), jnp.tile(canvas_RLP, (n, 1, 1))
+    layouts = [layout] + [layout._replace(text_segment_RM=jnp.asarray(batch["null_segment"]))] * (
+      n - 1
+    )
+    predict_layout = jax.tree.map(lambda *each: jnp.concatenate(each), *layouts)
+    if n > 1:
+      null_RMU = self._encode_text(params["text"], batch["null_text"], batch["null_segment"])
+      text_RMU = jnp.concatenate([text_RMU] + [null_RMU] * (n - 1))
+    if n > 2:
+      R = known_RLX.shape[0]
+      known_nLX, canvas_nLP = known_nLX.at[2 * R :].set(0.0), canvas_nLP.at[2 * R :].set(0.0)
 
     def denoise(x_RLP, j):
-      x_nLP, time_nQ, time_nL1 = x_RLP, time_JRQ[j], time_JRL1[j]
-      if method.guided:
-        x_nLP, time_nQ, time_nL1 = (jnp.concatenate([a, a]) for a in (x_nLP, time_nQ, time_nL1))
-      nothing = jnp.zeros((*x_nLP.shape[:2], self._known)), jnp.zeros_like(x_nLP)
-      tokens_nLP = join_cells(x_nLP, *nothing, self._patch)
+      x_nLP, time_nQ, time_nL1 = (
+        jnp.tile(a, (n, 1, 1)[: a.ndim]) for a in (x_RLP, time_JRQ[j], time_JRL1[j])
+      )
+      tokens_nLP = join_cells(x_nLP, known_nLX, canvas_nLP, self._patch)
       prediction_nLP = self._predict(params["dit"], tokens_nLP, time_nQ, predict_layout, text_RMU)
       x0_nLP = process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
-      if not method.guided:
-        return x0_nLP
-      return self._guide(x0_nLP, plain_JRQ[j], batch, layout, method)
+      return x0_nLP if n == 1 else self._guide(x0_nLP, plain_JRQ[j], batch, layout, method)
 
     start_RLP = process.add_noise(batch["start"], batch["noise"], time_JRL1[0])
     draw = functools.partial(self.noise, batch)
@@ -178,15 +184,30 @@ class Sampler:
     return plain_JRQ, times.shift(shift_RQ[None], plain_JRQ)
 
   def _guide(self, x0_nLP, plain_RQ, batch: dict, layout: packing.Layout, method: Method):
-    """Guided x0 from the predictions with the prompt (first half of the rows) and without."""
-    cond_RLP, free_RLP = jnp.split(x0_nLP, 2)
-    strength_RQ = packing.take_segments(jnp.asarray(batch["guidance"]), layout.slot_segment_RQ)
-    scale_RQ = guidance.interval_scale(plain_RQ, strength_RQ, method.interval)
-    scale_RL = packing.take_slots(scale_RQ, layout.slot_RL)
-    guided_RLP = guidance.guide(cond_RLP, free_RLP, scale_RL[..., None])
+    """Guided x0 from the predictions of all branches, which lie behind each other as rows."""
+
+    def scale_RL1(name):
+      strength_RQ = packing.take_segments(jnp.asarray(batch[name]), layout.slot_segment_RQ)
+      scale_RQ = guidance.interval_scale(plain_RQ, strength_RQ, method.interval)
+      return packing.take_slots(scale_RQ, layout.slot_RL)[..., None]
+
+    both_RLP, image_RLP, *free_RLP = jnp.split(x0_nLP, method.branches)
+    text_scale = scale_RL1("guidance")
+    if method.branches == 2:
+      guided_RLP = guidance.guide(both_RLP, image_RLP, text_scale)
+    else:
+      image_scale = scale_RL1("image_guidance")
+      guided_RLP = guidance.guide_two(both_RLP, image_RLP, free_RLP[0], text_scale, image_scale)
     if method.rescale > 0:
       num_segments = layout.grid_RS3.shape[1]
       guided_RLP = guidance.rescale(
-        guided_RLP, cond_RLP, layout.segment_RL, num_segments, method.rescale
+        guided_RLP, both_RLP, layout.segment_RL, num_segments, method.rescale
       )
     return guided_RLP
+
+
+def branches(requests: Sequence[Request]) -> int:
+  """How often rows of these requests must be evaluated; see `Method`."""
+  if any(r.image_guidance != 1.0 and r.known is not None for r in requests):
+    return 3
+  return 2 if any(r.guidance != 1.0 for r in requests) else 1

@@ -39,7 +39,7 @@ def params():
   """Random weights everywhere: layers that start at zero would hide mistakes."""
   rng = np.random.default_rng(0)
   key, text_RM = jax.random.key(0), jnp.zeros((1, 16), jnp.int32)
-  batch = requests.batches([A], ROWS, PATCH, Z, (1,))[0][0]
+  batch = requests.batches([A], ROWS, PATCH, Z, 2, (1,))[0][0]
   inputs = (
     jnp.zeros((1, ROWS.row_len, PATCH.h * PATCH.w * DIT.in_channels)), jnp.zeros((1, 4)),
     layout_of(batch), jnp.zeros((1, 16, TEXT.width)),
@@ -97,7 +97,7 @@ def test_one_program_serves_all_sizes_texts_and_strengths():
 def test_noise_is_that_of_the_cells_in_any_company():
   run = make_sampler()
   for group in ([A, B, C], [C, A], [B]):
-    for batch, rows in requests.batches(group, ROWS, PATCH, Z, (1,)):
+    for batch, rows in requests.batches(group, ROWS, PATCH, Z, 2, (1,)):
       tables = {name: batch[name] for name in ("key", "segment", "coord")}
       noise = np.asarray(run._noise_program(tables))
       for r, row in enumerate(rows):
@@ -142,6 +142,30 @@ def test_guidance_moves_away_from_the_empty_prompt_by_its_strength():
   cond, free, guided = run(params(), [cond, free, A], method)
   assert np.abs(cond - free).max() > 0.01
   close(guided, cond + (A.guidance - 1) * (cond - free))
+
+
+def test_what_is_known_is_seen_and_has_a_strength_of_its_own():
+  method = sampling.Method(solver="euler", steps=1)
+  run, rng = make_sampler(), np.random.default_rng(4)
+  seen = {
+    "known": np.ones((2, 4, 6, 2), np.uint8),
+    "canvas": rng.standard_normal((2, 4, 6, Z)).astype("f"),
+  }
+  both = dataclasses.replace(A, guidance=1.0, **seen)
+  image = dataclasses.replace(both, ids=(1,))
+  free = dataclasses.replace(A, guidance=1.0, ids=(1,))
+  guided = dataclasses.replace(both, guidance=3.0, image_guidance=2.0)
+  out_both, out_image, out_free, out, other = run(
+    params(), [both, image, free, guided, C], method
+  )  # fmt: skip
+  assert np.abs(out_image - out_free).max() > 0.01
+  close(out, out_both + 2 * (out_both - out_image) + (out_image - out_free))
+  close(other, run(params(), [C], method)[0])
+  assert [sampling.branches(q) for q in ([both], [A, both], [A, guided])] == [1, 2, 3]
+  changed = dataclasses.replace(both, canvas=seen["canvas"] + 1)
+  assert np.abs(run(params(), [changed], method)[0] - out_both).max() > 0.01
+  with pytest.raises(ValueError, match="known and canvas come together"):
+    dataclasses.replace(A, known=seen["known"])
 
 
 def test_a_start_is_kept_the_more_the_earlier_its_time():

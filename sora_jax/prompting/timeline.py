@@ -1,0 +1,105 @@
+"""The timeline: a video to be made, and what is known of it.
+
+Frames, clips and regions that are known lie at their places in a video of T frames; the rest is to
+be made. A task (`prompting/tasks.py`) is no more than a way to lay out a timeline, and the sampler
+knows nothing of tasks.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from sora_jax.data.transforms import Size
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Timeline:
+  """A video to be made.
+
+  Attributes:
+    prompt: text.  fps: frames per second.
+    pixels_THWC: uint8, what is known at its place; elsewhere 0.
+    known_THW: where pixels are known.
+    start_THWC: uint8 video that is noised to time `strength` in (0, 1] and denoised again, or None.
+    before_THWC, after_THWC: frames that the result begins and ends with and that the model is not
+      shown: of a long clip only the frames next to what is made.
+    keep: frames of the timeline that are part of the result; None = all. A loop shows the model its
+      own beginning once more, behind its end.
+  """
+
+  prompt: str
+  fps: float
+  pixels_THWC: UInt8[np.ndarray, "T H W 3"]
+  known_THW: Bool[np.ndarray, "T H W"]
+  start_THWC: UInt8[np.ndarray, "T H W 3"] | None = None
+  strength: float = 1.0
+  before_THWC: UInt8[np.ndarray, "b H W 3"] | None = None
+  after_THWC: UInt8[np.ndarray, "a H W 3"] | None = None
+  keep: int | None = None
+
+  def __post_init__(self):
+    if not 0 < self.strength <= 1:
+      raise ValueError(f"strength is {self.strength}; it must be above 0, at most 1")
+    if self.start_THWC is not None and self.start_THWC.shape != self.pixels_THWC.shape:
+      raise ValueError(
+        f"the video to start from has shape {self.start_THWC.shape}, the timeline "
+        f"{self.pixels_THWC.shape}; resize it first"
+      )
+
+  @property
+  def frames(self) -> int:
+    """T, frames shown to the model."""
+    return len(self.pixels_THWC)
+
+  @property
+  def size(self) -> Size:
+    """(width, height) in pixels."""
+    return self.pixels_THWC.shape[2], self.pixels_THWC.shape[1]
+
+  def place(
+    self,
+    video_THWC: UInt8[np.ndarray, "k h w 3"],
+    at: int = 0,
+    corner: tuple[int, int] = (0, 0),
+    mask_THW: Bool[np.ndarray, "k h w"] | None = None,
+  ) -> "Timeline":
+    """A timeline on which a video is known, too.
+
+    Args: at: frame of the timeline where it begins.  corner: (x, y) of its upper left corner.
+      mask_THW: where it is known; None = everywhere.
+    Raises: ValueError if it sticks out.
+    """
+    k, h, w, _ = video_THWC.shape
+    x, y = corner
+    T, H, W = self.known_THW.shape
+    if min(at, x, y) < 0 or at + k > T or y + h > H or x + w > W:
+      raise ValueError(
+        f"a video of {k} frames of {w}x{h} at frame {at} and ({x}, {y}) does not fit in {T} frames "
+        f"of {W}x{H}; ask for more frames or a larger size, or give a smaller video"
+      )
+    box = np.s_[at : at + k, y : y + h, x : x + w]
+    mask_THW = np.ones((k, h, w), bool) if mask_THW is None else mask_THW
+    pixels_THWC, known_THW = self.pixels_THWC.copy(), self.known_THW.copy()
+    pixels_THWC[box] = np.where(mask_THW[..., None], video_THWC, pixels_THWC[box])
+    known_THW[box] |= mask_THW
+    return dataclasses.replace(self, pixels_THWC=pixels_THWC, known_THW=known_THW)
+
+  def finish(self, made_THWC: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "n H W 3"]:
+    """The result: known pixels bit by bit as they were given, what was made elsewhere."""
+    video_THWC = np.where(self.known_THW[..., None], self.pixels_THWC, made_THWC)[: self.keep]
+    parts = [self.before_THWC, video_THWC, self.after_THWC]
+    return np.concatenate([part for part in parts if part is not None])
+
+
+def blank(prompt: str, frames: int, size: Size, fps: float) -> Timeline:
+  """A timeline of which nothing is known.  Raises: ValueError for an impossible extent."""
+  width, height = size
+  if frames < 1:
+    raise ValueError(f"frames is {frames}; a video has at least 1")
+  if min(size) < 1:
+    raise ValueError(f"size is {width}x{height}; both must be at least 1")
+  if not 0 < fps <= 1000:
+    raise ValueError(f"fps is {fps}; it must be above 0, at most 1000")
+  shape = frames, height, width
+  return Timeline(prompt, fps, np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool))

@@ -1,0 +1,143 @@
+"""Timelines and tasks: what is known where, as latents tell it; what comes back untouched."""
+
+import numpy as np
+import pytest
+
+from sora_jax.prompting import known, tasks, timeline
+
+RNG = np.random.default_rng(0)
+
+
+def video(frames, width=6, height=4):
+  return RNG.integers(1, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+def made(line):
+  """What a model that ignores everything would make: black."""
+  return np.zeros_like(line.pixels_THWC)
+
+
+def test_masks_of_cells_hold_one_bit_for_each_frame_and_repeat_that_of_the_first():
+  known_THW = np.zeros((9, 4, 6), bool)
+  known_THW[0], known_THW[6, :, :3], known_THW[8, :2, :2] = True, True, True
+  mask = known.cell_mask(known_THW, 4, 2)
+  assert mask.shape == (3, 2, 3, 4) and mask.dtype == np.uint8
+  assert mask[0].all()
+  assert mask[1].sum() == 0 and mask[2, :, 0, 1].all()
+  assert not mask[2, :, 1].any()  # half a cell is not known
+  assert mask[2, 0, 0].tolist() == [0, 1, 0, 1] and mask[2, 1, 0].tolist() == [0, 1, 0, 0]
+  again = known.cell_mask(known.pixel_mask(mask, 2), 4, 2)
+  np.testing.assert_array_equal(again, mask)
+  with pytest.raises(ValueError, match="8 frames of 6x4; expected 1 \\+ 4 k frames"):
+    known.cell_mask(known_THW[:8], 4, 2)
+
+
+def test_nothing_of_what_is_not_known_enters_the_canvas():
+  mask = RNG.integers(0, 2, (3, 2, 3, 4), dtype=np.uint8)
+  mask[0] = mask[0, ..., :1]
+  a = RNG.standard_normal((9, 4, 6, 3)).astype("f")
+  b = np.where(known.pixel_mask(mask, 2)[..., None], a, RNG.standard_normal(a.shape)).astype("f")
+  np.testing.assert_array_equal(known.blanked(a, mask, 2), known.blanked(b, mask, 2))
+  assert not known.blanked(a, mask, 2)[~known.pixel_mask(mask, 2)].any()
+  latent = 1 + RNG.random((3, 2, 3, 5))
+  got = known.canvas(latent, mask)
+  np.testing.assert_array_equal((got > 0).all(-1), mask.any(-1))
+  np.testing.assert_array_equal(got[mask.any(-1)], latent[mask.any(-1)])
+
+
+def test_extending_a_long_clip_shows_its_near_end_and_keeps_every_frame():
+  clip = video(30)
+  for forward, backward in ((7, 0), (0, 7), (3, 4)):
+    line = tasks.extend(clip, "p", None, 8.0, forward, backward)
+    out = line.finish(made(line))
+    assert len(out) == 37
+    np.testing.assert_array_equal(out[backward : backward + 30], clip)
+    assert not out[:backward].any() and not out[backward + 30 :].any()
+    if not (forward and backward):
+      assert line.frames == 7 + tasks.CONTEXT
+  with pytest.raises(ValueError, match="forward is 0, backward 0"):
+    tasks.extend(clip, "p", None, 8.0)
+
+
+def test_a_picture_is_the_frame_that_was_asked_for():
+  image = video(1)
+  line = tasks.animate(image, "p", None, 9, 8.0, at=5)
+  out = line.finish(made(line))
+  np.testing.assert_array_equal(out[5], image[0])
+  assert not out[np.arange(9) != 5].any() and line.known_THW.sum() == 24
+  assert tasks.animate(image, "p", (12, 12), 9, 8.0).size == (12, 12)
+  with pytest.raises(ValueError, match="at is 9; a video of 9 frames"):
+    tasks.animate(image, "p", None, 9, 8.0, at=9)
+  with pytest.raises(ValueError, match="image has 2 frames"):
+    tasks.animate(video(2), "p", None, 9, 8.0)
+
+
+@pytest.mark.parametrize("lengths", [(4, 3), (20, 15)])
+def test_both_clips_stay_as_they_are_when_they_are_connected(lengths):
+  start, end = (video(n) for n in lengths)
+  line = tasks.connect(start, end, "p", None, sum(lengths) + 6, 8.0)
+  out = line.finish(made(line))
+  assert len(out) == sum(lengths) + 6 and line.frames == 6 + sum(min(n, 9) for n in lengths)
+  np.testing.assert_array_equal(out[: len(start)], start)
+  np.testing.assert_array_equal(out[-len(end) :], end)
+  assert not out[len(start) : -len(end)].any()
+  with pytest.raises(ValueError, match="frames is 7, but the clips have 4 and 3"):
+    tasks.connect(video(4), video(3), "p", None, 7, 8.0)
+
+
+@pytest.mark.parametrize("length", [6, 20])
+def test_a_loop_is_shown_its_beginning_behind_its_end(length):
+  clip = video(length)
+  line = tasks.loop(clip, "p", None, length + 8, 8.0)
+  shown = min(length, tasks.CONTEXT)
+  assert line.frames == shown + 8 + shown
+  np.testing.assert_array_equal(line.pixels_THWC[-shown:], clip[:shown])
+  np.testing.assert_array_equal(line.pixels_THWC[:shown], clip[-shown:])
+  out = line.finish(made(line))
+  assert len(out) == length + 8
+  np.testing.assert_array_equal(out[:length], clip)
+  for bad, message in ((video(4), "has 4 frames; a loop"), (video(14), "frames is 14, but")):
+    with pytest.raises(ValueError, match=message):
+      tasks.loop(bad, "p", None, 14, 8.0)
+
+
+def test_regions_and_frames_in_between():
+  clip = video(3)
+  mask = np.zeros((1, 4, 6), bool)
+  mask[0, 1:3, 2:4] = True
+  line = tasks.inpaint(clip, mask, "p", None, 8.0)
+  out = line.finish(made(line))
+  assert not out[:, 1:3, 2:4].any()
+  np.testing.assert_array_equal(out[:, 0], clip[:, 0])
+  for bad, message in ((mask[:, 1:], "mask has 1 frames of 6x3"), (mask & False, "mask is black")):
+    with pytest.raises(ValueError, match=message):
+      tasks.inpaint(clip, bad, "p", None, 8.0)
+  line = tasks.outpaint(clip, "p", (12, 4), 8.0)
+  np.testing.assert_array_equal(line.finish(made(line))[:, :, 3:9], clip)
+  assert line.known_THW.sum() == 3 * 24
+  with pytest.raises(ValueError, match="nothing to add"):
+    tasks.outpaint(clip, "p", (12, 8), 8.0)
+  line = tasks.interpolate(clip, "p", None, 8.0, 3)
+  assert line.fps == 24.0 and line.frames == 7
+  np.testing.assert_array_equal(line.finish(made(line))[::3], clip)
+  with pytest.raises(ValueError, match="factor is 1"):
+    tasks.interpolate(clip, "p", None, 8.0, 1)
+
+
+def test_an_edit_starts_from_the_clip_and_knows_nothing():
+  clip = video(3)
+  line = tasks.edit(clip, "p", None, 8.0, 0.6)
+  np.testing.assert_array_equal(line.start_THWC, clip)
+  assert line.strength == 0.6 and not line.known_THW.any()
+  with pytest.raises(ValueError, match="strength is 2"):
+    tasks.edit(clip, "p", None, 8.0, 2.0)
+
+
+def test_what_sticks_out_is_refused():
+  line = timeline.blank("p", 5, (6, 4), 8.0)
+  for place in ({"at": 3}, {"at": -1}, {"corner": (1, 0)}):
+    with pytest.raises(ValueError, match="does not fit in 5 frames of 6x4"):
+      line.place(video(3), **place)
+  for arguments, message in (((0, (6, 4), 8.0), "frames is 0"), ((5, (0, 4), 8.0), "size is 0x4")):
+    with pytest.raises(ValueError, match=message):
+      timeline.blank("p", *arguments)

@@ -63,9 +63,31 @@ def data() -> ConfigDict:
   c.token_drop.scale = 0.6  # most that a clip loses, [0, 1)
   c.token_drop.hold = 0.7  # share of training at which it starts to fall, below `end`
   c.token_drop.end = 0.85  # share of training from which nothing is dropped
+  c.prompts = prompts()
+  c.max_slots = 0  # times of a row; more than max_segments lets latent frames have their own
   c.too_long = "raise"  # clips that fit no row: "raise" names them, "skip" leaves them out
   c.workers = 0  # processes that prepare rows; 0 = the training process
   c.encode_batch = 32  # clips that the VAE encodes at once when latents are cached
+  return c
+
+
+def prompts() -> ConfigDict:
+  """Image and video prompts, see sora_jax.data.prompt_mix; shares of visits, [0, 1]."""
+  c = ConfigDict()
+  c.on = False  # False: text alone
+  c.first = 0.15  # of videos: the first frame is known
+  c.head = 0.10  # the first whole latents
+  c.tail = 0.07  # the last frames
+  c.ends = 0.06  # the first and the last frame
+  c.both = 0.06  # frames at both ends
+  c.keyframes = 0.06  # every m-th frame
+  c.random = 0.05  # any frames
+  c.boxes = 0.05  # a region of all frames
+  c.pictures = 0.1  # of pictures: a region
+  c.dropout = 0.1  # prompts left out, for guidance
+  c.variants = 2  # encoded for each clip beforehand
+  c.noise = 0.25  # most noise on what is known, a time
+  c.frame_times = 0.15  # visits in which each latent frame has a time of its own
   return c
 
 

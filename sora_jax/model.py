@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data import tokenizers, transforms
+from sora_jax.data import known, tokenizers, transforms
 from sora_jax.diffusion import times
 from sora_jax.nn import conditioning, vae, vae_streaming
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
+from sora_jax.prompting import verbs
 from sora_jax.prompting.requests import Request, RowShape
 from sora_jax.prompting.sampling import Method, Sampler
+from sora_jax.prompting.timeline import Timeline
 from sora_jax.shapes import Grid, Patch
 from sora_jax.weights import folder as folder_lib
 from sora_jax.weights.folder import Network
@@ -82,11 +84,12 @@ def from_folder(path: str | os.PathLike) -> "Model":
   return Model(networks, tokenizers.load(tokenizer))
 
 
-class Model:
+class Model(verbs.Verbs):
   """Networks, their weights and a tokenizer, ready for use.
 
   Attributes: autoencoder: the VAE's config.  dit, text: the flax modules.
     sampler: makes latents of packed requests.  defaults: of solver, steps, guidance and frame rate.
+    prompted: whether the transformer has seen image and video prompts in training.
   """
 
   def __init__(self, networks: dict[str, Network], tokenizer: tokenizers.Tokenizer):
@@ -96,6 +99,7 @@ class Model:
     self.text = TextEncoder(_config(TextConfig, networks["text"]))
     dit = networks["dit"].config
     self.defaults = dit["sampling"]
+    self.prompted = bool(dit.get("prompts", False))
     shift = {name.removeprefix("shift_"): v for name, v in dit["diffusion"].items()}
     kind = shift.pop("prediction")
     self._vae_variables = jax.tree.map(jnp.asarray, networks["vae"].tree)
@@ -170,6 +174,51 @@ class Model:
       videos.append(self.decode(latent_thwZ, order.frames, order.size))
     return videos if several else videos[0]
 
+  def make(
+    self,
+    lines: Timeline | Sequence[Timeline],
+    *,
+    seed: int | Sequence[int] = 0,
+    sample: int = 0,
+    guidance: float | None = None,
+    image_guidance: float = 1.0,
+    steps: int | None = None,
+    solver: str | None = None,
+    progress: Progress | None = None,
+  ) -> np.ndarray | list[np.ndarray]:
+    """Makes what timelines leave open; what they know comes back bit by bit.
+
+    Args: lines: one or several, sampled packed together.  seed: one for all, or one for each; a
+      list for a single timeline makes one video for each.  image_guidance: strength of what is
+      known, 1 = off.  The rest as in `generate`.
+    Returns: uint8 [frames, height, width, 3], or a list of them.  Raises: ValueError.
+    """
+    several = not (isinstance(lines, Timeline) and np.ndim(seed) == 0)
+    lines = [lines] if isinstance(lines, Timeline) else list(lines)
+    seeds = list(seed) if np.ndim(seed) else [seed] * len(lines)
+    if len(lines) == 1:
+      lines = lines * len(seeds)
+    if len(seeds) != len(lines):
+      raise ValueError(f"{len(seeds)} seeds for {len(lines)} timelines; give one, or one for each")
+    d = self.defaults
+    method = Method(solver=solver or d["solver"], steps=d["steps"] if steps is None else steps)
+    guidance = d["guidance"] if guidance is None else guidance
+    requests = [
+      self._prompted(line, int(seed), sample, float(guidance), float(image_guidance))
+      for line, seed in zip(lines, seeds)
+    ]
+    report = progress or (lambda line: None)
+    report(f"sampling {len(requests)} videos, {method.steps} steps of {method.solver}")
+    latents = self.sampler(
+      self._params, requests, method, lambda done, rows: report(f"sampled row {done} of {rows}")
+    )
+    videos = []
+    for line, request, latent_thwZ in zip(lines, requests, latents):
+      unchanged = line.start_THWC is not None and line.strength == 0
+      latent_thwZ = request.start_latent if unchanged else latent_thwZ
+      videos.append(line.finish(self.decode(latent_thwZ, line.frames, line.size)))
+    return videos if several else videos[0]
+
   def encode(self, video_THWC: np.ndarray) -> np.ndarray:
     """Latents of a video of any size and length, which is edge-padded to what the VAE needs.
 
@@ -206,18 +255,52 @@ class Model:
 
   def _encode_padded(self, video_THWC: np.ndarray, latents: int, multiple: int) -> np.ndarray:
     """Encodes after padding to a multiple of latent frames and of pixels."""
-    video_THWC = np.asarray(video_THWC)
-    if video_THWC.dtype != np.uint8 or video_THWC.ndim != 4 or video_THWC.shape[-1] != 3:
-      raise ValueError(
-        f"got {video_THWC.dtype} {video_THWC.shape}; a video is uint8 [T, H, W, 3] "
-        "(a picture: video[None])"
-      )
-    t = -(-(1 + -(-(len(video_THWC) - 1) // self._f_t)) // latents) * latents
-    extra = 1 + (t - 1) * self._f_t - len(video_THWC)
+    video_THWC = verbs.as_video(video_THWC)
+    extra = self._padded_frames(len(video_THWC), latents) - len(video_THWC)
     video_THWC = np.concatenate([video_THWC, np.repeat(video_THWC[-1:], extra, axis=0)])
-    frames = transforms.to_float(transforms.pad_size(video_THWC, multiple))[:, None]
-    chunks = vae_streaming.encode_stream(self.autoencoder, self._vae_variables, frames)
+    return self._encode_float(transforms.to_float(transforms.pad_size(video_THWC, multiple)))
+
+  def _encode_float(self, video_THWC: np.ndarray) -> np.ndarray:
+    """Encodes a padded video in [-1, 1]."""
+    chunks = vae_streaming.encode_stream(
+      self.autoencoder, self._vae_variables, video_THWC[:, None]
+    )  # fmt: skip
     return np.concatenate([np.asarray(chunk[0], np.float32) for chunk in chunks])
+
+  def _padded_frames(self, frames: int, latents: int) -> int:
+    """Frames of the least multiple of latent frames that holds a video."""
+    t = -(-(1 + -(-(frames - 1) // self._f_t)) // latents) * latents
+    return 1 + (t - 1) * self._f_t
+
+  def _prompted(
+    self, line: Timeline, seed: int, sample: int, guidance: float, image_guidance: float
+  ) -> Request:
+    """The request that a timeline stands for."""
+    p, multiple = self.patch, self._f_s * math.lcm(self.patch.h, self.patch.w)
+    extra = self._padded_frames(line.frames, p.t) - line.frames
+    pixels = np.pad(line.pixels_THWC, ((0, extra), (0, 0), (0, 0), (0, 0)))
+    known_THW = np.pad(line.known_THW, ((0, extra), (0, 0), (0, 0)))
+    pixels = transforms.pad_size(pixels, multiple)
+    known_THW = transforms.pad_size(known_THW[..., None], multiple)[..., 0]
+    mask_thwF = known.cell_mask(known_THW, self._f_t, self._f_s)
+    t, h, w, _ = mask_thwF.shape
+    cells = canvas = start = None
+    if mask_thwF.any():
+      if not self.prompted:
+        raise ValueError(
+          "this model has not seen image or video prompts in training, so it would ignore them; "
+          "train one with config.data.prompts.on=True, or use generate and edit"
+        )
+      shown = known.blanked(transforms.to_float(pixels), mask_thwF, self._f_s)
+      cells, canvas = mask_thwF, known.canvas(self._encode_float(shown), mask_thwF)
+    if line.start_THWC is not None:
+      start = self._encode_padded(line.start_THWC, p.t, multiple)
+    return Request(
+      line.prompt, tuple(self.tokenizer.tokenize(line.prompt)),
+      Grid(t // p.t, h // p.h, w // p.w), 0.0 if line.frames == 1 else float(line.fps),
+      seed, sample, guidance, start, 1.0 if start is None else max(line.strength, 1e-3), cells,
+      canvas, image_guidance,
+    )  # fmt: skip
 
   def _request(self, order: Order, strength: float) -> Request:
     p = self.patch

@@ -10,6 +10,7 @@ import jax
 import pytest
 from flax import linen as nn
 
+from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.nn import dit_config as dit_lib
 from sora_jax.nn import text as text_lib
 from sora_jax.nn import vae as vae_lib
@@ -57,11 +58,11 @@ def test_configs_are_typed_and_possible(name, arg, tmp_path):
   typed(DiffusionConfig, "diffusion", c["diffusion"])
   typed(LossConfig, "vae.loss", c["vae"]["loss"])
   dit = dit_config(c)
-  assert build.pipeline_config(c, dit.patch).rows == c["data"]["rows"]
+  assert build.pipeline_config(c, dit.patch, 4).rows == c["data"]["rows"]
   if c["data"]["source"] == "world" and name != "vae":
     v = vae_lib.SIZES.get(c["vae"]["weights"], vae_lib.SIZES["tiny"])
     source = build.ClipsConfig("world", tmp_path, 1, build.world_config(c))
-    build.fits(source, build.pipeline_config(c, dit.patch), v)
+    build.fits(source, build.pipeline_config(c, dit.patch, 4), v)
 
 
 def dit_config(c):
@@ -86,7 +87,7 @@ def test_legs_of_the_shipped_transformer_train_one_model_on_rows_that_fit(leg, t
   first, later = config_of("shipped", "plain").to_dict(), config_of("shipped", leg).to_dict()
   assert first["model"] == later["model"] and first["text"] == later["text"]
   source = build.ClipsConfig("world", tmp_path, 1, build.world_config(later))
-  pipeline = build.pipeline_config(later, dit_config(later).patch)
+  pipeline = build.pipeline_config(later, dit_config(later).patch, 4)
   build.fits(source, pipeline, vae_lib.SIZES["tiny"])
 
 
@@ -113,6 +114,7 @@ def test_the_base_lists_every_field_once():
     "train": (LoopConfig, {"init_from", "init_missing"}, set()),
     "optimizer": (OptimizerConfig, set(), set()),
     "diffusion": (DiffusionConfig, set(), set()),
+    "data.prompts": (PromptMix, {"on"}, set()),
     "evaluation": (build.EvaluationConfig, set(), set()),
     "model": (
       dit_lib.DiTConfig, {"precondition"},
@@ -122,14 +124,20 @@ def test_the_base_lists_every_field_once():
   }  # fmt: skip
   for section, (cls, more, derived) in sections.items():
     fields = {f.name for f in dataclasses.fields(cls)}
-    assert set(c[section]) == (fields | more) - derived, section
+    found = c
+    for key in section.split("."):
+      found = found[key]
+    assert set(found) == (fields | more) - derived, section
 
 
 def test_base_keys_carry_defaults_of_their_dataclasses():
   c = config_of("base")
-  for section, cls in {"optimizer": OptimizerConfig, "diffusion": DiffusionConfig}.items():
+  sections = {
+    OptimizerConfig: c.optimizer, DiffusionConfig: c.diffusion, PromptMix: c.data.prompts,
+  }  # fmt: skip
+  for cls, section in sections.items():
     for field in dataclasses.fields(cls):
-      assert c[section][field.name] == field.default, (section, field.name)
+      assert section[field.name] == field.default, field.name
 
 
 def test_a_misspelt_key_in_a_config_file_is_named():

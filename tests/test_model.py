@@ -18,6 +18,7 @@ from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
+from sora_jax.prompting import tasks
 from sora_jax.tasks import build
 from sora_jax.weights import folder, store
 from sora_jax.weights.folder import Network
@@ -62,6 +63,7 @@ def networks():
     },
     "rows": {"row_len": 96, "max_segments": 4, "text_row_len": 64},
     "sampling": {"solver": "dpmpp_2m", "steps": 4, "guidance": 2.0, "fps": 8.0},
+    "prompts": True,
   }  # fmt: skip
   return {
     "vae": Network(variables, {"network": VAE}),
@@ -156,6 +158,80 @@ def test_draft_is_half_the_size_and_a_start_is_followed(model):
   np.testing.assert_array_equal(far, model.generate(PROMPT, (16, 8), 3))
   longer = model.generate(PROMPT, (15, 7), 6, from_draft=draft)
   assert longer.shape == (6, 7, 15, 3)
+
+
+def clip(frames, width=8, height=8, seed=0):
+  return np.random.default_rng(seed).integers(1, 256, (frames, height, width, 3)).astype(np.uint8)
+
+
+def test_verbs_give_back_what_they_are_given_and_make_the_rest(model):
+  one, some = clip(1), clip(5)
+  video = model.animate(one[0], PROMPT, frames=4, at=2)
+  assert video.shape == (4, 8, 8, 3)
+  np.testing.assert_array_equal(video[2], one[0])
+  video = model.extend(some, PROMPT, forward=3, backward=2)
+  assert video.shape == (10, 8, 8, 3)
+  np.testing.assert_array_equal(video[2:7], some)
+  video = model.connect(some, clip(3, seed=1), PROMPT, frames=12)
+  np.testing.assert_array_equal(video[:5], some)
+  np.testing.assert_array_equal(video[-3:], clip(3, seed=1))
+  video = model.loop(some, PROMPT, frames=9)
+  assert video.shape == (9, 8, 8, 3)
+  np.testing.assert_array_equal(video[:5], some)
+  mask = np.zeros((8, 8), bool)
+  mask[:4] = True
+  video = model.inpaint(some, mask, PROMPT)
+  np.testing.assert_array_equal(video[:, 4:], some[:, 4:])
+  assert (video[:, :4] != some[:, :4]).any()
+  np.testing.assert_array_equal(model.outpaint(some, PROMPT, (16, 8))[:, :, 4:12], some)
+  np.testing.assert_array_equal(model.interpolate(some, PROMPT, 2)[::2], some)
+
+
+def test_what_is_known_reaches_the_network_at_its_place(model):
+  line = tasks.extend(clip(5), PROMPT, None, 8.0, forward=4)
+  request = model._prompted(line, 0, 0, 1.0, 1.0)
+  assert request.grid.t == 5 and request.known.shape[0] == 5
+  np.testing.assert_array_equal(request.known.any((1, 2, 3)), [1, 1, 1, 0, 0])
+  np.testing.assert_allclose(request.canvas[:3], model.encode(clip(5)), atol=1e-4)
+  assert not request.canvas[3:].any()
+  made = [model.make(line, seed=0, guidance=1.0)]
+  for other in (clip(5, seed=3), None):
+    changed = line if other is None else tasks.extend(other, PROMPT, None, 8.0, forward=4)
+    scale = 3.0 if other is None else 1.0
+    made.append(model.make(changed, seed=0, guidance=1.0, image_guidance=scale))
+  assert all((made[0][5:] != other[5:]).any() for other in made[1:])
+
+
+def test_several_seeds_lead_to_several_videos_of_one_timeline(model):
+  videos = model.extend(clip(5), PROMPT, backward=4, seed=[0, 1])
+  assert len(videos) == 2 and (videos[0][:4] != videos[1][:4]).any()
+  for video in videos:
+    np.testing.assert_array_equal(video[4:], clip(5))
+  with pytest.raises(ValueError, match="3 seeds for 2 timelines"):
+    model.make([tasks.edit(clip(3), "", None, 8.0, 0.5)] * 2, seed=[1, 2, 3])
+
+
+def test_an_edit_of_strength_0_is_the_autoencoder_s_reconstruction(model):
+  some = clip(5)
+  want = model.decode(model.encode(some))
+  np.testing.assert_array_equal(model.edit(some, PROMPT, 0.0), want)
+  assert (model.edit(some, PROMPT, 0.8) != want).any()
+
+
+def test_sizes_are_the_input_s_own_or_what_a_row_holds(model):
+  assert model.animate(clip(1, 14, 9), PROMPT, frames=3).shape == (3, 9, 14, 3)
+  large = model.animate(clip(1, 640, 320), PROMPT, frames=3)
+  assert large.shape[1] * large.shape[2] <= 96 // 2 * 16 and large.shape[2] == 2 * large.shape[1]
+  assert model.animate(clip(1, 640, 320), PROMPT, size=(12, 12), frames=1).shape == (1, 12, 12, 3)
+
+
+def test_a_model_trained_on_text_alone_says_so(model_folder):
+  parts = networks()
+  dit = Network(parts["dit"].tree, {**parts["dit"].config, "prompts": False})
+  text_only = model_lib.Model({**parts, "dit": dit}, model_lib.tokenizers.load("bytes"))
+  with pytest.raises(ValueError, match="has not seen image or video prompts"):
+    text_only.animate(clip(1), PROMPT)
+  assert text_only.edit(clip(3), PROMPT, 0.5, steps=1).shape == (3, 8, 8, 3)
 
 
 def test_progress_is_told(model):

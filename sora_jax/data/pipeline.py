@@ -13,6 +13,7 @@ import numpy as np
 
 from sora_jax.data import workers
 from sora_jax.data.packing import TokenDrop
+from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.data.streams import Rows, StreamPlan
 from sora_jax.data.table import ClipSource, ClipTable, scan, usable
 from sora_jax.shapes import Patch
@@ -40,6 +41,9 @@ class PipelineConfig:
     too_long: what to do about clips that fit no row: "raise" or "skip".
     workers: processes that prepare rows; 0 prepares them in this one.
     prefetch: batches prepared ahead in a thread; 0 = none.
+    prompts: shares of image and video prompts; None = text alone. Their clips need canvases.
+    frames_per_latent: F, pixel frames that a latent frame covers.
+    max_slots: Q, times of a row: a clip has one, or one for each latent frame. 0 = max_segments.
     host_index, host_count: this host among those that share a step's rows.
   """
 
@@ -60,11 +64,19 @@ class PipelineConfig:
   too_long: str = "raise"
   workers: int = 0
   prefetch: int = 0
+  prompts: PromptMix | None = None
+  frames_per_latent: int = 4
+  max_slots: int = 0
   host_index: int = 0
   host_count: int = 1
 
   def __post_init__(self):
     object.__setattr__(self, "patch", Patch(*self.patch))
+    object.__setattr__(self, "max_slots", self.max_slots or self.max_segments)
+    if self.max_slots < self.max_segments:
+      raise ValueError(
+        f"max_slots={self.max_slots}; each of max_segments={self.max_segments} clips needs a time"
+      )
     for name in ("rows", "row_len", "max_segments", "text_row_len", "streams", "window"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")
@@ -125,7 +137,8 @@ def packed_rows(
     patch f32 [R, L, P], normalised latents, 0 at padding; segment i32 [R, L], 0 = padding;
     coord i32 [R, L, 3], (t, y, x) in the token grid; slot i32 [R, L]; grid i32 [R, S, 3], tokens,
     0 = unused; fps f32 [R, S], 0 for pictures; slots i32 [R, S]; text, text_segment i32 [R, M];
-    clip i32 [R, S], index in the source, -1 = unused.
+    clip i32 [R, S], index in the source, -1 = unused. With prompts also known u8 [R, L, cells F]
+    and canvas f32 [R, L, P], both 0 where nothing is known.
     Its iterators' state is JSON-able, and the same for any number of workers.
 
   Raises: ValueError naming clips that fit no row or are no whole number of patches. Iterators

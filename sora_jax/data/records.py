@@ -1,7 +1,8 @@
 """Clips on disk: one versioned record per clip, many records per ArrayRecord shard.
 
-A record is a safetensors container (tensors `video` uint8 [T, H, W, 3] and `latent` float32
-[t, h, w, Z], both optional) whose metadata holds the rest as JSON; `docs/data.md` documents it to
+A record is a safetensors container (tensors `video` uint8 [T, H, W, 3], `latent` float32
+[t, h, w, Z], and of each prompt n `known_n` uint8 [t, h, w, F] and `canvas_n` float16
+[t, h, w, Z], all optional) whose metadata holds the rest as JSON; `docs/data.md` documents it to
 the byte. A set of shards is `PREFIX-00000-of-00004.array_record`, ... and `PREFIX.index.json`,
 which is written last: a folder without the index holds no finished set.
 """
@@ -13,7 +14,7 @@ import operator
 import os
 import pathlib
 import struct
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 import safetensors.numpy
@@ -25,7 +26,18 @@ INDEX_VERSION = 1
 """Layout of `PREFIX.index.json`."""
 _WRITER_OPTIONS = "group_size:1,zstd:3"  # one record per chunk: a read decompresses one clip
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access, no threads
-_DTYPES = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4")}
+_DTYPES = {"U8": np.dtype(np.uint8), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+
+
+class Canvas(NamedTuple):
+  """A prompt of a clip: what kind, which frames of each latent cell are known, and their latents.
+
+  known_thwF: uint8.  latent_thwZ: float16, 0 in cells of which nothing is known.
+  """
+
+  kind: str
+  known_thwF: np.ndarray
+  latent_thwZ: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +53,7 @@ class Clip:
     latent_thwZ: float32 [t, h, w, Z] normalised posterior mean, or None.
     latent_source: hash of the VAE weights that made the latent, or None.
     pixel_shape: (T, H, W) of the pixels; read off `video_THWC` where that is present.
+    canvases: prompts made beforehand, see `data/prompt_mix.py`.
   """
 
   id: str
@@ -51,6 +64,7 @@ class Clip:
   latent_thwZ: np.ndarray | None = None
   latent_source: str | None = None
   pixel_shape: tuple[int, int, int] | None = None
+  canvases: tuple[Canvas, ...] = ()
 
   def __post_init__(self):
     video, latent = self.video_THWC, self.latent_thwZ
@@ -90,6 +104,9 @@ def to_bytes(clip: Clip) -> bytes:
     tensors["video"] = np.ascontiguousarray(clip.video_THWC)
   if clip.latent_thwZ is not None:
     tensors["latent"] = np.ascontiguousarray(clip.latent_thwZ)
+  for n, canvas in enumerate(clip.canvases):
+    tensors[f"known_{n}"] = np.ascontiguousarray(canvas.known_thwF, np.uint8)
+    tensors[f"canvas_{n}"] = np.ascontiguousarray(canvas.latent_thwZ, np.float16)
   T, H, W = clip.pixel_shape
   about = {
     "id": clip.id,
@@ -101,6 +118,8 @@ def to_bytes(clip: Clip) -> bytes:
     "truth": clip.truth,
     "latent_source": clip.latent_source,
   }
+  if clip.canvases:
+    about["canvases"] = [canvas.kind for canvas in clip.canvases]
   try:
     text = json.dumps(about, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
   except (TypeError, ValueError) as error:
@@ -133,6 +152,10 @@ def from_bytes(data: bytes) -> Clip:
     latent_thwZ=_tensor(data, start, header.get("latent")),
     latent_source=about["latent_source"],
     pixel_shape=(about["frames"], about["height"], about["width"]),
+    canvases=tuple(
+      Canvas(kind, *(_tensor(data, start, header[f"{name}_{n}"]) for name in ("known", "canvas")))
+      for n, kind in enumerate(about.get("canvases", ()))
+    ),
   )
 
 

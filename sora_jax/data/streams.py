@@ -15,12 +15,12 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from sora_jax.data import packing
+from sora_jax.data import known, packing, prompt_mix
 from sora_jax.data.table import ClipSource, ClipTable, caption
 from sora_jax.shapes import PAD_SEGMENT, Patch
 
-_PLAN, _CELLS = 0, 1
-"""Purposes of a visit's random numbers: caption and rate; which tokens stay."""
+_PLAN, _CELLS, _PROMPT = 0, 1, 2
+"""Purposes of a visit's random numbers: caption and rate; which tokens stay; what is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,24 @@ class StreamPlan:
     dropped, long = rng.random(2) < (self.config.caption_dropout, self.config.caption_long)
     kind = None if dropped else ("long" if long else "short")
     return self.clip_index(visit), kind, rng
+
+  def prompt(self, visit: int, clip: Any) -> tuple[np.ndarray, np.ndarray, bool]:
+    """(known_thwF, canvas_thwZ) of one visit, and whether its latent frames have their own times.
+
+    Raises: ValueError if the clip should have canvases and has none.
+    """
+    mix, rng = self.config.prompts, self.rng(visit, _PROMPT)
+    grid, F = clip.latent_thwZ.shape[:3], self.config.frames_per_latent
+    kind, own = mix.kind(grid[0], rng), bool(rng.random() < mix.frame_times)
+    if kind is None:
+      return np.zeros((*grid, F), np.uint8), np.zeros_like(clip.latent_thwZ), own
+    if kind in prompt_mix.PREFIX_KINDS:
+      mask = prompt_mix.prefix_mask(kind, grid, F, rng)
+      return mask, known.canvas(clip.latent_thwZ, mask), own
+    if not clip.canvases:
+      raise ValueError(f"clip {clip.id!r} has no canvases; make its latents with prompts")
+    canvas = clip.canvases[int(rng.integers(len(clip.canvases)))]
+    return canvas.known_thwF, canvas.latent_thwZ.astype(np.float32), own
 
   def packer(self, stream: int) -> grain.IterDataset:
     """Rows of one stream, as `packing.best_fit` gives them."""
@@ -131,19 +149,31 @@ def build_row(plan: StreamPlan, visits: np.ndarray, kept: np.ndarray) -> dict:
     "text_segment": np.full(M, PAD_SEGMENT, np.int32),
     "clip": np.full(S, -1, np.int32),
   }
+  cells = int(np.prod(c.patch))
+  if c.prompts is not None:
+    row["known"] = np.zeros((L, cells * c.frames_per_latent), np.uint8)
+    row["canvas"] = np.zeros((L, P), np.float32)
   start = text_start = 0
+  slots_left = c.max_slots - len(visits)
   for s, (visit, n) in enumerate(zip(visits, kept)):
     index, kind, _ = plan.choose(int(visit))
     clip, grid, end = plan.source[index], plan.table.grid_N3[index], start + int(n)
     patch_NP = plan.patchify(clip.latent_thwZ, c.patch)
     coord_N3 = np.stack(np.unravel_index(np.arange(len(patch_NP)), grid), axis=-1)
+    stays = np.arange(len(patch_NP))
     if n < len(patch_NP):
-      cells = plan.rng(int(visit), _CELLS).permutation(len(patch_NP))[:n]
-      cells.sort()
-      patch_NP, coord_N3 = patch_NP[cells], coord_N3[cells]
-    row["patch"][start:end], row["coord"][start:end] = patch_NP, coord_N3
+      stays = np.sort(plan.rng(int(visit), _CELLS).permutation(len(patch_NP))[:n])
+    row["patch"][start:end], row["coord"][start:end] = patch_NP[stays], coord_N3[stays]
     row["segment"][start:end] = s + 1
-    row["grid"][s], row["slots"][s], row["clip"][s] = grid, 1, index
+    if c.prompts is not None:
+      known_thwF, canvas_thwZ, own_times = plan.prompt(int(visit), clip)
+      row["known"][start:end] = plan.patchify(known_thwF, c.patch)[stays]
+      row["canvas"][start:end] = plan.patchify(canvas_thwZ, c.patch)[stays]
+      if own_times and grid[0] - 1 <= slots_left:
+        row["slot"][start:end], row["slots"][s] = coord_N3[stays, 0], grid[0]
+        slots_left -= grid[0] - 1
+    row["grid"][s], row["clip"][s] = grid, index
+    row["slots"][s] = max(row["slots"][s], 1)
     row["fps"][s] = clip.fps or 0.0
     ids = plan.tokenize("" if kind is None else caption(clip, kind == "long"))
     text_end = text_start + len(ids)

@@ -33,7 +33,7 @@ class Request:
       arXiv 2108.01073); None starts from noise.
     start_time: in (0, 1], before the shift for size; 1 forgets `start_latent`.
     known: `[t, h, w, F]` in cells, 1 where a frame is known; None where nothing is.
-    canvas: `[t, h, w, Z]`, latents of what is known; see `prompting.known`.
+    canvas: `[t, h, w, Z]`, latents of what is known; see `data.known`.
     image_guidance: strength for what is known, 1 = off.
   """
 

@@ -130,6 +130,11 @@ class Sampler:
     """Number of programs compiled so far."""
     return self._program._cache_size()
 
+  @property
+  def row_len(self) -> int:
+    """Tokens of a row, as in training; larger requests get longer rows."""
+    return self._rows.row_len
+
   def noise(self, batch: dict, number: Any = None) -> jax.Array:
     """The noise of a batch's samples [R, L, P], 0 at padding: what they start from, or what
     evaluation `number` of a stochastic solver draws."""

@@ -21,7 +21,8 @@ class Timeline:
     prompt: text.  fps: frames per second.
     pixels_THWC: uint8, what is known at its place; elsewhere 0.
     known_THW: where pixels are known.
-    start_THWC: uint8 video that is noised to time `strength` in (0, 1] and denoised again, or None.
+    start_THWC: uint8 video that is noised to time `strength` and denoised again, or None; 0 leaves
+      it as the autoencoder gives it back, 1 forgets it.
     before_THWC, after_THWC: frames that the result begins and ends with and that the model is not
       shown: of a long clip only the frames next to what is made.
     keep: frames of the timeline that are part of the result; None = all. A loop shows the model its
@@ -39,8 +40,8 @@ class Timeline:
   keep: int | None = None
 
   def __post_init__(self):
-    if not 0 < self.strength <= 1:
-      raise ValueError(f"strength is {self.strength}; it must be above 0, at most 1")
+    if not 0 <= self.strength <= 1:
+      raise ValueError(f"strength is {self.strength}; it must lie between 0 and 1")
     if self.start_THWC is not None and self.start_THWC.shape != self.pixels_THWC.shape:
       raise ValueError(
         f"the video to start from has shape {self.start_THWC.shape}, the timeline "

@@ -13,6 +13,7 @@ from absl import logging
 from sora_jax.data import tokenizers
 from sora_jax.data.packing import TokenDrop
 from sora_jax.data.pipeline import PipelineConfig
+from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.data.transforms import padded_frames
 from sora_jax.data.video_batches import VideoConfig
 from sora_jax.data.world import WorldConfig
@@ -37,11 +38,11 @@ from sora_jax.weights.folder import Network
 SECTIONS = ("task", "data", "vae", "text", "model", "diffusion", "optimizer", "train", "evaluation")
 PIPELINE = (
   "rows", "row_len", "max_segments", "text_row_len", "streams", "window", "caption_long",
-  "caption_dropout", "drop_to_fill", "too_long", "workers",
+  "caption_dropout", "drop_to_fill", "too_long", "workers", "max_slots",
 )  # fmt: skip
 DATA = (
   "source", "folder", "world", "validation_clips", "processes", "crop", "token_drop",
-  "encode_batch", *PIPELINE,
+  "encode_batch", "prompts", *PIPELINE,
 )  # fmt: skip
 VAE = ("weights", "size", "sizes", "frames", "batch_pixels", "latent_noise", "noise_from",
        "isometric", "loss")  # fmt: skip
@@ -182,7 +183,7 @@ def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
     spread=spread, level=level, text_width=text.width,
     in_channels=patchify.cell_channels(Z, f_t), classes=0,
   )  # fmt: skip
-  pipeline = pipeline_config(config, model.patch)
+  pipeline = pipeline_config(config, model.patch, f_t)
   fits(source, pipeline, v)
   e = config["evaluation"]
   parts = {
@@ -209,8 +210,9 @@ def make_text_to_video(
   f_t, f_s, _ = factors(autoencoder.network.config)
   patch = parts["pipeline"].patch
   config = latents.LatentConfig(
-    autoencoder.hash, f_t, f_s * max(patch.h, patch.w), data["encode_batch"], data["crop"]
-  )
+    autoencoder.hash, f_t, f_s * max(patch.h, patch.w), data["encode_batch"], data["crop"],
+    f_s, parts["pipeline"].prompts,
+  )  # fmt: skip
   encode = functools.partial(
     jax.jit(functools.partial(vae_lib.encode, autoencoder.network.config)),
     jax.tree.map(jnp.asarray, autoencoder.variables),
@@ -224,7 +226,7 @@ def world_config(config: Mapping) -> WorldConfig:
   return typed(WorldConfig, "data.world", config["data"]["world"], split="train")
 
 
-def pipeline_config(config: Mapping, patch: tuple) -> PipelineConfig:
+def pipeline_config(config: Mapping, patch: tuple, frames_per_latent: int) -> PipelineConfig:
   """The pipeline's view of the data section."""
   data, drop = config["data"], config["data"]["token_drop"]
   check_names("data.token_drop", drop, ("share", "scale", "hold", "end"))
@@ -233,6 +235,7 @@ def pipeline_config(config: Mapping, patch: tuple) -> PipelineConfig:
     token_drop = typed(TokenDrop, "data.token_drop", drop, steps=config["train"]["steps"],
                        alpha=2.0, beta=4.0)  # fmt: skip
   values = part(data, *PIPELINE) | {"patch": patch, "seed": config["train"]["seed"]}
+  values |= {"prompts": prompts_of(data), "frames_per_latent": frames_per_latent}
   try:
     return PipelineConfig(
       **values, token_drop=token_drop,
@@ -240,6 +243,13 @@ def pipeline_config(config: Mapping, patch: tuple) -> PipelineConfig:
     )  # fmt: skip
   except ValueError as error:
     raise ValueError(f"config.data: {error}") from error
+
+
+def prompts_of(data: Mapping) -> PromptMix | None:
+  """Shares of image and video prompts; None where they are switched off."""
+  prompts = data["prompts"]
+  mix = typed(PromptMix, "data.prompts", without(prompts, "on"))
+  return mix if prompts["on"] else None
 
 
 def fits(source: ClipsConfig, pipeline: PipelineConfig, vae_config) -> None:

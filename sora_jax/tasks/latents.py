@@ -1,7 +1,12 @@
-"""Latents, made once and kept beside the clips: shards `latents-<hash8>`, aligned by index."""
+"""Latents, made once and kept beside the clips: shards `latents-<hash8>`, aligned by index.
+
+Canvases of image and video prompts, which are encoded as well, go into shards of their own name.
+"""
 
 import collections
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from sora_jax.data import crop, records, transforms
+from sora_jax.data import crop, known, prompt_mix, records, transforms
+from sora_jax.data.prompt_mix import PromptMix
 
 CHUNK = 1024
 """Clips held in memory at a time."""
@@ -23,7 +29,7 @@ class LatentConfig:
 
   source: hash of the VAE's weights.  frames, size: f_t, and what width and height must be a
   multiple of (f_s times the patch).  batch: clips of one shape that are encoded together.  crop:
-  "none" or "square".
+  "none" or "square".  cell: f_s.  prompts: of what canvases are made as well, or None.
   """
 
   source: str
@@ -31,11 +37,17 @@ class LatentConfig:
   size: int
   batch: int = 32
   crop: str = "none"
+  cell: int = 1
+  prompts: PromptMix | None = None
 
   @property
   def prefix(self) -> str:
-    """Name of the shards; another crop is another set."""
-    return f"latents-{self.source[:8]}" + ("" if self.crop == "none" else f"-{self.crop}")
+    """Name of the shards; another crop, or other canvases, are another set."""
+    name = f"latents-{self.source[:8]}" + ("" if self.crop == "none" else f"-{self.crop}")
+    if self.prompts is None:
+      return name
+    made_of = [self.prompts.variants, *self.prompts.shares[len(prompt_mix.PREFIX_KINDS) :]]
+    return f"{name}-prompts-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]}"
 
 
 def cache(clips: records.ShardSource, config: LatentConfig, encode: Encode) -> records.ShardSource:
@@ -67,23 +79,58 @@ def about(config: LatentConfig) -> dict:
 
 
 def encoded(clips: list, config: LatentConfig, encode: Encode) -> list:
-  """Returns the clips with latents instead of pixels, in order; batches are of equal shape."""
-  by_shape = collections.defaultdict(list)
+  """Returns the clips with latents instead of pixels, in order."""
   videos = [padded(clip.video_THWC, config) for clip in clips]
-  for i, video in enumerate(videos):
-    by_shape[video.shape].append(i)
-  out: list[Any] = [None] * len(clips)
+  shapes = [video.shape for video in videos]
+
+  def whole(i):
+    return transforms.to_float(videos[i])
+
+  latents = in_batches(shapes, whole, config.batch, encode)
+  canvases: list[tuple] = [()] * len(clips)
+  for v in range(config.prompts.variants if config.prompts is not None else 0):
+    masks = [mask_of(clip, x.shape[:3], v, config) for clip, x in zip(clips, latents)]
+
+    def shown(i, masks=masks):
+      return known.blanked(whole(i), masks[i][1], config.cell)
+
+    found = in_batches(shapes, shown, config.batch, encode)
+    for i, (latent_thwZ, (kind, mask_thwF)) in enumerate(zip(found, masks)):
+      canvas_thwZ = known.canvas(latent_thwZ, mask_thwF).astype(np.float16)
+      canvases[i] = (*canvases[i], records.Canvas(kind, mask_thwF, canvas_thwZ))
+  return [
+    dataclasses.replace(
+      clip, video_THWC=None, latent_thwZ=latent_thwZ, latent_source=config.source, canvases=prompts
+    )
+    for clip, latent_thwZ, prompts in zip(clips, latents, canvases)
+  ]
+
+
+def in_batches(
+  shapes: list[tuple], pixels: Callable[[int], np.ndarray], batch: int, encode: Encode
+) -> list[np.ndarray]:
+  """Encodes videos in batches of equal shape.  pixels: video i in [-1, 1].  Returns: latents."""
+  by_shape = collections.defaultdict(list)
+  for i, shape in enumerate(shapes):
+    by_shape[shape].append(i)
+  out: list[Any] = [None] * len(shapes)
   for indices in by_shape.values():
-    for start in range(0, len(indices), config.batch):
-      part = indices[start : start + config.batch]
-      full = part + [part[-1]] * (config.batch - len(part))
-      video_BTHWC = transforms.to_float(np.stack([videos[i] for i in full]))
-      latent_BthwZ = np.asarray(encode(jnp.asarray(video_BTHWC)), np.float32)
-      for i, latent_thwZ in zip(part, latent_BthwZ):
-        out[i] = dataclasses.replace(
-          clips[i], video_THWC=None, latent_thwZ=latent_thwZ, latent_source=config.source
-        )
+    for start in range(0, len(indices), batch):
+      part = indices[start : start + batch]
+      video_BTHWC = np.stack([pixels(i) for i in part])
+      repeated = np.repeat(video_BTHWC[-1:], batch - len(part), axis=0)
+      video_BTHWC = jnp.asarray(np.concatenate([video_BTHWC, repeated]))
+      for i, latent_thwZ in zip(part, np.asarray(encode(video_BTHWC), np.float32)):
+        out[i] = latent_thwZ
   return out
+
+
+def mask_of(clip: records.Clip, grid: tuple[int, ...], v: int, config: LatentConfig) -> tuple:
+  """(kind, mask [t, h, w, F]) of variant v of a clip: a function of its id and v alone."""
+  seed = int.from_bytes(hashlib.sha256(clip.id.encode()).digest()[:8], "little")
+  rng = np.random.default_rng((seed, v))
+  kind, known_Thw = config.prompts.variant(len(clip.video_THWC), grid[1:], rng)
+  return kind, prompt_mix.variant_mask(known_Thw, grid[0], config.frames)
 
 
 def padded(video_THWC: np.ndarray, config: LatentConfig) -> np.ndarray:

@@ -119,9 +119,9 @@ class TextToVideo:
 
   def loss(self, params, batch, key, progress):
     del progress
-    c, cells = self.diffusion, self.dit.config.cells
-    layout = packing.layout_of(batch)
-    time_key, noise_key = jax.random.split(key)
+    c = self.diffusion
+    layout = packing.layout_of(batch, self.pipeline.max_slots)
+    time_key, noise_key, prompt_key = jax.random.split(key, 3)
     shift_RS = times.segment_shift(layout.grid_RS3, c.shift_config, self.dit.config.patch[0])
     shift_RQ = times.slot_shift(shift_RS, layout.slot_segment_RQ)
     time_RQ = times.training_times(time_key, layout.slot_segment_RQ > 0, shift_RQ, c.time_config)
@@ -129,10 +129,8 @@ class TextToVideo:
     x0_RLP = batch["patch"]
     eps_RLP = jax.random.normal(noise_key, x0_RLP.shape)
     noisy_RLP = process.add_noise(x0_RLP, eps_RLP, time_RL[..., None])
-    known = jnp.zeros((*x0_RLP.shape[:2], cells * self.frames_per_latent))
-    tokens = patchify.join_cells(
-      noisy_RLP, known, jnp.zeros_like(x0_RLP), self.dit.config.patch
-    )  # fmt: skip
+    known_RLX, canvas_RLP = self.prompts(batch, prompt_key)
+    tokens = patchify.join_cells(noisy_RLP, known_RLX, canvas_RLP, self.dit.config.patch)
     text_RMU = self.text.apply({"params": params["text"]}, batch["text"], batch["text_segment"])
     out_RLP = self.dit.apply({"params": params["dit"]}, tokens, time_RQ, layout, text_RMU)
     target_RLP = process.target(c.prediction, x0_RLP, eps_RLP)
@@ -144,6 +142,27 @@ class TextToVideo:
     real = (layout.segment_RL > 0).astype(jnp.float32)
     fill = Ratio(real.sum(), jnp.asarray(real.size, jnp.float32))
     return Ratio(packed.numerator, packed.denominator), {"fill": fill}
+
+  def prompts(self, batch, key) -> tuple[jax.Array, jax.Array]:
+    """What the network is told of each token: known frames, and their canvas, which half the clips
+    see noised. A sampler that builds on its own frames meets such flaws."""
+    x0_RLP, mix = batch["patch"], self.pipeline.prompts
+    if mix is None:
+      frames = self.dit.config.cells * self.frames_per_latent
+      return jnp.zeros((*x0_RLP.shape[:2], frames)), jnp.zeros_like(x0_RLP)
+    half_key, time_key, noise_key = jax.random.split(key, 3)
+    shape_RS = batch["grid"].shape[:2]
+    time_RS = mix.noise * jax.random.uniform(time_key, shape_RS)
+    time_RS *= jax.random.bernoulli(half_key, 0.5, shape_RS)
+    time_RL1 = packing.take_segments(time_RS, batch["segment"])[..., None]
+    known_RLX, canvas_RLP = batch["known"].astype(jnp.float32), batch["canvas"]
+    noisy_RLP = process.add_noise(
+      canvas_RLP, jax.random.normal(noise_key, canvas_RLP.shape), time_RL1
+    )  # fmt: skip
+    by_cell = (*canvas_RLP.shape[:2], self.dit.config.cells, -1)
+    is_known = known_RLX.reshape(by_cell).max(-1, keepdims=True) > 0
+    shown = jnp.where(is_known, noisy_RLP.reshape(by_cell), 0.0)
+    return known_RLX, shown.reshape(canvas_RLP.shape)
 
   def batches(self):
     return iter(self._rows(self.sources.train, self.pipeline))
@@ -210,6 +229,7 @@ class TextToVideo:
       "diffusion": {name: getattr(c, name) for name in shifts},
       "rows": {name: getattr(p, name) for name in ("row_len", "max_segments", "text_row_len")},
       "sampling": self.sampling,
+      "prompts": p.prompts is not None,
     }
     text = {
       "network": self.text.config,

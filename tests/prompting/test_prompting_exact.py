@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.data import transforms
+from sora_jax.data import known, transforms
 from sora_jax.diffusion import times
-from sora_jax.prompting import known, requests, sampling, tasks
+from sora_jax.prompting import requests, sampling, tasks
 from sora_jax.prompting.requests import Request, RowShape
 from sora_jax.shapes import Grid, Patch
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sora_jax.prompting import known, tasks, timeline
+from sora_jax.data import known
+from sora_jax.prompting import tasks, timeline
 
 RNG = np.random.default_rng(0)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sora_jax.data import records
+from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.data.records import Clip
 from sora_jax.data.world import WorldConfig
 from sora_jax.tasks import clips, latents
@@ -94,6 +95,37 @@ def test_square_crop_makes_a_set_of_its_own(tmp_path):
   found = latents.cache(source, config(crop="square"), encode)
   assert found.prefix == "latents-abababab-square"
   assert {clip.latent_thwZ.shape[1:3] for clip in found} == {(4, 4)}
+
+
+def mean_of_cells(video_BTHWC):
+  """A linear stand-in for the VAE: means over 4 x 4 pixels of each frame, one channel a frame."""
+  B, T, H, W, _ = video_BTHWC.shape
+  mean = np.asarray(video_BTHWC).reshape(B, T, H // 4, 4, W // 4, 4, 3).mean((3, 5, 6))
+  mean = np.concatenate([np.repeat(mean[:, :1], 3, axis=1), mean], axis=1)
+  return mean.reshape(B, -1, 4, H // 4, W // 4).transpose(0, 1, 3, 4, 2)
+
+
+def test_canvases_are_what_is_known_encoded_at_its_place(tmp_path):
+  source = shards(tmp_path)
+  prompts = PromptMix(variants=3)
+  plain = latents.cache(source, config(), mean_of_cells)
+  found = latents.cache(source, config(cell=4, prompts=prompts), mean_of_cells)
+  assert found.prefix.startswith("latents-abababab-prompts-")
+  kinds = set()
+  for latent, without in zip(found, plain):
+    np.testing.assert_array_equal(latent.latent_thwZ, without.latent_thwZ)
+    assert len(latent.canvases) == 3 and not without.canvases
+    for canvas in latent.canvases:
+      kinds.add(canvas.kind)
+      assert canvas.known_thwF.any()
+      want = np.where(canvas.known_thwF > 0, latent.latent_thwZ, 0)  # here a channel is a frame
+      np.testing.assert_allclose(canvas.latent_thwZ, want, atol=1e-3)
+  assert len(kinds) > 2
+  same = config(cell=4, prompts=PromptMix(variants=3, dropout=0.5))  # not read before a visit
+  again = latents.cache(source, same, encode)
+  assert again.prefix == found.prefix
+  others = config(cell=4, prompts=PromptMix(variants=2)), config(prompts=PromptMix(tail=0.1))
+  assert len({found.prefix, *(other.prefix for other in others)}) == 3
 
 
 def test_latents_of_other_clips_are_refused(tmp_path):

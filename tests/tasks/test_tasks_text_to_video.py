@@ -8,6 +8,7 @@ import pytest
 
 from sora_jax.data import tokenizers
 from sora_jax.data.pipeline import PipelineConfig
+from sora_jax.data.prompt_mix import VARIANT_KINDS, PromptMix
 from sora_jax.data.records import Clip
 from sora_jax.diffusion import times
 from sora_jax.nn.dit import DiT
@@ -85,6 +86,58 @@ def test_loss_and_gradient_are_finite_and_reach_both_networks(prediction):
   for name in ("dit", "text"):
     norms = [float(np.abs(g).max()) for g in jax.tree.leaves(grads[name])]
     assert np.isfinite(norms).all() and max(norms) > 0, name
+
+
+def prompted(noise):
+  """A task whose clips all have a prompt, and a batch of it."""
+  mix = PromptMix(
+    first=1.0,
+    **dict.fromkeys(("head", *VARIANT_KINDS), 0.0),
+    dropout=0.0,
+    pictures=0.0,
+    noise=noise,
+  )
+  pipeline = dataclasses.replace(make().pipeline, prompts=mix, max_slots=12, frames_per_latent=F_T)
+  task = make(pipeline=pipeline)
+  return task, jax.tree.map(jax.numpy.asarray, next(task.batches()))
+
+
+def test_the_network_is_told_what_is_known_and_half_the_prompts_are_noised():
+  task, batch = prompted(noise=0.0)
+  known, canvas = task.prompts(batch, jax.random.key(0))
+  np.testing.assert_array_equal(known, batch["known"])
+  np.testing.assert_array_equal(canvas, batch["canvas"])
+  assert 0 < np.asarray(known).mean() < 1
+  task, batch = prompted(noise=0.25)
+  changed = []
+  for seed in range(20):
+    known, canvas = task.prompts(batch, jax.random.key(seed))
+    cell_known = np.asarray(known).reshape(*known.shape[:2], -1, F_T).max(-1) > 0
+    moved = np.asarray(canvas != batch["canvas"]).reshape(*cell_known.shape, -1).any(-1)
+    assert not moved[~cell_known].any()
+    segments = np.asarray(batch["segment"])
+    for r, s in np.ndindex(len(segments), segments.max()):
+      here = (segments[r] == s + 1)[:, None] & cell_known[r]
+      if here.any():
+        assert moved[r][here].all() or not moved[r][here].any()
+        changed.append(moved[r][here].any())
+  assert 0.3 < np.mean(changed) < 0.7
+
+
+def test_the_loss_hears_of_the_prompt_and_of_every_frame_s_time():
+  task, batch = prompted(noise=0.0)
+  params = task.init(jax.random.key(0))
+  head = params["dit"]["head"]["linear"]
+  head["kernel"] = head["kernel"] + 0.1
+  loss = jax.jit(
+    lambda b: task.loss(params, b, jax.random.key(1), jax.numpy.zeros(()))[0].numerator
+  )
+  base = float(loss(batch))
+  for name in ("known", "canvas"):
+    assert abs(float(loss(batch | {name: 0 * batch[name]})) - base) > 1e-3, name
+  one_time = {"slot": 0 * batch["slot"], "slots": (batch["slots"] > 0).astype("int32")}
+  assert (batch["slots"] > 1).any()
+  assert abs(float(loss(batch | one_time)) - base) > 1e-3
 
 
 def test_every_parameter_has_named_axes(task):

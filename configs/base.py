@@ -65,7 +65,7 @@ def data() -> ConfigDict:
   c.token_drop.end = 0.85  # share of training from which nothing is dropped
   c.prompts = prompts()
   c.max_slots = 0  # times of a row; more than max_segments lets latent frames have their own
-  c.too_long = "raise"  # clips that fit no row: "raise" names them, "skip" leaves them out
+  c.too_long = "raise"  # clips that fit no row: "raise", "skip" them, or "fit": at a smaller size
   c.workers = 0  # processes that prepare rows; 0 = the training process
   c.encode_batch = 32  # clips that the VAE encodes at once when latents are cached
   return c

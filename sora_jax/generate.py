@@ -1,10 +1,19 @@
-"""Makes videos and images from text with a trained model.
+"""Makes videos and images from text, images and videos with a trained model.
 
-  python -m sora_jax.generate --prompt="a red circle moves right over a black background" \
-    --size=96x64 --frames=17 --seed=0 --out=red.mp4
+  python -m sora_jax.generate [text | image] --prompt="a red circle moves right" --out=red.mp4
+  python -m sora_jax.generate animate --image=A [--at=FRAME]
+  python -m sora_jax.generate extend --video=A --forward=N --backward=M
+  python -m sora_jax.generate loop --video=A --frames=N
+  python -m sora_jax.generate connect --start=A --end=B --frames=N
+  python -m sora_jax.generate edit --video=A --strength=S
+  python -m sora_jax.generate inpaint --video=A --mask=M
+  python -m sora_jax.generate outpaint --video=A --size=WxH
+  python -m sora_jax.generate interpolate --video=A --factor=K
 
-Several --prompt, --size, --frames or --seed make several videos, sampled packed together. --draft
-makes a small one fast, and --from=draft.mp4 makes it again at full size, with the same model.
+All take --prompt, --size, --frames, --fps, --seed, --steps, --guidance, --out. From text, several
+--prompt, --size, --frames or --seed make several videos, sampled packed together; --draft makes a
+small one fast, and --from=draft.mp4 makes it again at full size, with the same model. The other
+verbs take several --seed. What they are given comes back bit by bit (in a .mkv; .mp4 is lossy).
 """
 
 import json
@@ -28,7 +37,24 @@ OUT = flags.DEFINE_string("out", None, "File to write: .mp4, .mkv (lossless), .g
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
 DRAFT = flags.DEFINE_boolean("draft", False, "Half the size, half the steps.")
 FROM = flags.DEFINE_string("from", None, "A draft whose content is made at full size.")
-STRENGTH = flags.DEFINE_float("strength", 0.6, "How freely --from is followed, in (0, 1].")
+STRENGTH = flags.DEFINE_float("strength", 0.6, "How freely --from or edit's --video is followed.")
+IMAGE = flags.DEFINE_string("image", None, "animate: a picture.")
+AT = flags.DEFINE_integer("at", 0, "animate: the frame that the picture is.")
+VIDEO = flags.DEFINE_string("video", None, "A clip: any video, animation or picture.")
+FORWARD = flags.DEFINE_integer("forward", 0, "extend: frames to add after the clip.")
+BACKWARD = flags.DEFINE_integer("backward", 0, "extend: frames to add before it.")
+START = flags.DEFINE_string("start", None, "connect: the clip or picture that comes first.")
+END = flags.DEFINE_string("end", None, "connect: the one that comes last.")
+MASK = flags.DEFINE_string("mask", None, "inpaint: a picture or video, white where to make anew.")
+FACTOR = flags.DEFINE_integer("factor", 2, "interpolate: how many times the frame rate.")
+IMAGE_GUIDANCE = flags.DEFINE_float("image_guidance", 1.0, "Strength of what is known, 1 = off.")
+
+MEDIA = {
+  "animate": ("image",), "extend": ("video",), "loop": ("video",), "connect": ("start", "end"),
+  "edit": ("video",), "inpaint": ("video", "mask"), "outpaint": ("video",),
+  "interpolate": ("video",),
+}  # fmt: skip
+"""Verbs beside text and image, and the files that each needs."""
 
 
 def main(argv: list[str]) -> None:
@@ -41,10 +67,98 @@ def main(argv: list[str]) -> None:
 
 def run(verbs: list[str]) -> list[pathlib.Path]:
   """Makes what the flags ask for.  Returns: the files written."""
-  if verbs not in ([], ["text"]):
-    raise ValueError(f"unknown words {' '.join(verbs)!r}; the verb is 'text', or none")
+  verb = verbs[0] if verbs else "text"
+  if len(verbs) > 1 or verb not in ("text", "image", *MEDIA):
+    raise ValueError(
+      f"unknown words {' '.join(verbs)!r}; one verb of text, image, {', '.join(MEDIA)}, or none"
+    )
+  check_flags(verb)
+  return from_text(verb) if verb not in MEDIA else from_media(verb)
+
+
+def check_flags(verb: str) -> None:
+  """Raises a ValueError for files that the verb needs and lacks, or has and does not take."""
+  for name in ("image", "video", "start", "end", "mask"):
+    value, takes = flags.FLAGS[name].value, name in MEDIA.get(verb, ())
+    if takes and not value:
+      raise ValueError(f"--{name} is missing; {verb} needs a file there")
+    if value and not takes:
+      users = " and ".join(other for other, names in MEDIA.items() if name in names)
+      raise ValueError(f"--{name}={value} is not for {verb}; it belongs to {users}")
+  if not 0 <= STRENGTH.value <= 1:
+    raise ValueError(f"--strength={STRENGTH.value}; it must lie between 0 and 1")
+
+
+def from_media(verb: str) -> list[pathlib.Path]:
+  """Runs a verb that is given files.  Returns: the files written."""
   began = time.monotonic()
-  arguments = read_flags()
+  given = read_given(verb)
+  seeds = SEED.value or [0]
+  paths = out_paths(OUT.value, len(seeds))
+  from sora_jax import model as model_lib
+
+  say(f"loading {MODEL.value}")
+  model = model_lib.load(MODEL.value)
+  fps = given.pop("fps") or model.defaults["fps"]
+  videos = getattr(model, verb)(
+    **given, fps=fps, seed=seeds, guidance=GUIDANCE.value, image_guidance=IMAGE_GUIDANCE.value,
+    steps=STEPS.value, solver=SOLVER.value, progress=say,
+  )  # fmt: skip
+  rate = fps * FACTOR.value if verb == "interpolate" else fps
+  for path, video in zip(paths, videos):
+    writing.write_video(path, video, rate)
+    say(f"wrote {path}: {len(video)} frames of {video.shape[2]}x{video.shape[1]}")
+  say(f"done in {time.monotonic() - began:.1f} s")
+  return paths
+
+
+def read_given(verb: str) -> dict:
+  """Arguments of a verb of `Model`, its files decoded.  Raises: ValueError naming a flag."""
+  if OUT.value is None:
+    raise ValueError("--out is missing; name the file to write, for example --out=red.mp4")
+  if writing.check_extension(OUT.value) == ".png":
+    raise ValueError(f"--out={OUT.value}; {verb} makes a video: write .mp4, .mkv or .gif")
+  for flag in (PROMPT, SIZE, FRAMES):
+    if flag.value and len(flag.value) > 1:
+      raise ValueError(f"--{flag.name} is given {len(flag.value)} times; {verb} makes one video")
+  if FRAMES.value and FRAMES.value[0] < 1:
+    raise ValueError(f"--frames={FRAMES.value[0]}; it must be at least 1")
+  files = {name: clips.decode(flags.FLAGS[name].value) for name in MEDIA[verb]}
+  rates = [found.fps for name, found in files.items() if found.fps and name != "mask"]
+  given = {name: found.video_THWC for name, found in files.items()}
+  given["prompt"] = PROMPT.value[0] if PROMPT.value else ""
+  given["fps"] = FPS.value or next(iter(rates), None)
+  if SIZE.value:
+    given["size"] = parse_size(SIZE.value[0])
+  elif verb == "outpaint":
+    raise ValueError("--size is missing; outpaint needs the size to reach, as WIDTHxHEIGHT")
+  if verb == "inpaint":
+    given["mask"] = given["mask"].mean(-1) > 127
+  for name, verbs in VALUES.items():
+    if verb in verbs:
+      given[name] = flags.FLAGS[name].value
+  if verb in DEFAULT_FRAMES:
+    length = sum(len(given[name]) for name in MEDIA[verb])
+    given["frames"] = FRAMES.value[0] if FRAMES.value else DEFAULT_FRAMES[verb](length)
+  return given
+
+
+VALUES = {
+  "at": ("animate",), "forward": ("extend",), "backward": ("extend",), "strength": ("edit",),
+  "factor": ("interpolate",),
+}  # fmt: skip
+"""Numbers by flag, and the verbs that take them."""
+DEFAULT_FRAMES = {
+  "animate": lambda length: 17, "loop": lambda length: 2 * length,
+  "connect": lambda length: length + 9,
+}  # fmt: skip
+"""Frames of the result if --frames is not given, from the frames of the input."""
+
+
+def from_text(verb: str) -> list[pathlib.Path]:
+  """Makes videos and pictures from text.  Returns: the files written."""
+  began = time.monotonic()
+  arguments = read_flags(verb)
   paths = out_paths(OUT.value, max(len(v) for v in arguments.values() if isinstance(v, list)))
   from sora_jax import model as model_lib  # after the flags are known to be right
 
@@ -67,7 +181,7 @@ def run(verbs: list[str]) -> list[pathlib.Path]:
   return paths
 
 
-def read_flags() -> dict:
+def read_flags(verb: str) -> dict:
   """Arguments of `Model.generate` as lists of one length, before anything heavy is imported.
 
   Raises: ValueError naming a flag.
@@ -84,7 +198,7 @@ def read_flags() -> dict:
   given = {
     "prompt": list(prompts),
     "size": [parse_size(text) for text in SIZE.value or notes.get("size") or ["96x64"]],
-    "frames": FRAMES.value or [default_frames(extension, video)],
+    "frames": FRAMES.value or [1 if verb == "image" else default_frames(extension, video)],
     "seed": SEED.value or notes.get("seed") or [0],
   }
   for name, low in (("frames", 1), ("seed", 0)):

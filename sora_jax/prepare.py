@@ -13,7 +13,7 @@ from absl import app, flags, logging
 
 from sora_jax.data import ingest
 from sora_jax.data.ingest import IngestConfig
-from sora_jax.data.records import write_json
+from sora_jax.data.records import index_path, write_json
 
 _DEFAULT = IngestConfig()
 INPUT = flags.DEFINE_string(
@@ -89,16 +89,28 @@ def main(argv: list[str]) -> int:
   except (OSError, ValueError) as error:
     logging.error("%s", error)
     return 1
-  write_json(folder / "report.json", report)
+  return finish(folder, report)
+
+
+def finish(folder: pathlib.Path, report: dict) -> int:
+  """Writes the report and logs it; returns the exit status.
+
+  Where nothing was kept and `folder` holds a former set, that set and its report stay, and the new
+  report becomes `report.failed.json`.
+  """
+  former = not report["num_clips"] and index_path(folder).exists()
+  failed = folder / "report.failed.json"
+  failed.unlink(missing_ok=True)
+  path = failed if former else folder / "report.json"
+  write_json(path, report)
   for line in report["rejected"]:
     logging.warning("rejected %s: %s", line["file"], line["reason"])
   for line in report["warnings"]:
     logging.warning("%s", line)
   kept, rejected = len(report["kept"]), len(report["rejected"])
   if not report["num_clips"]:
-    logging.error(
-      "no clip is left: all %d files were rejected; see %s/report.json", rejected, folder
-    )
+    stays = f"; the former set in {folder} was left as it was" if former else ""
+    logging.error("no clip is left: all %d files were rejected; see %s%s", rejected, path, stays)
     return 1
   logging.info("%d clips from %d files, %d rejected", report["num_clips"], kept, rejected)
   return 0

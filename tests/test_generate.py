@@ -30,14 +30,14 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture
 def run(model_folder):
-  def call(**values):
+  def call(*verbs, **values):
     if not flags.FLAGS.is_parsed():
       flags.FLAGS(["test"])
     saved = flagsaver.save_flag_values()
     try:
       for name, value in {"model": model_folder, **values}.items():
         flags.FLAGS[name].value = value
-      return generate.run([])
+      return generate.run(list(verbs))
     finally:
       flagsaver.restore_flag_values(saved)
 
@@ -76,6 +76,84 @@ def test_a_draft_is_small_and_is_made_again_at_full_size(run, tmp_path):
     run(**{"from": str(bare)}, out=str(tmp_path / "full.mkv"))
 
 
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+  """Files to prompt with: a clip, another, a picture, a mask."""
+  folder, rng = tmp_path_factory.mktemp("media"), np.random.default_rng(0)
+  for name, frames in (("a", 5), ("b", 3), ("picture", 1)):
+    video = rng.integers(1, 256, (frames, 8, 12, 3), dtype=np.uint8)
+    writing.write_video(folder / f"{name}.mkv", video, 12.0)
+  mask = np.zeros((1, 8, 12, 3), np.uint8)
+  mask[:, :4] = 255
+  writing.write_video(folder / "mask.png", mask)
+  return {path.stem: str(path) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+  "verb,values,frames,known",
+  [
+    ("animate", {"image": "picture", "frames": [4], "at": 2}, 4, {2: ("picture", 0)}),
+    ("extend", {"video": "a", "forward": 2, "backward": 1}, 8, {1: ("a", 0), 5: ("a", 4)}),
+    ("loop", {"video": "a", "frames": [8]}, 8, {0: ("a", 0), 4: ("a", 4)}),
+    ("connect", {"start": "a", "end": "b", "frames": [11]}, 11, {4: ("a", 4), 8: ("b", 0)}),
+    ("interpolate", {"video": "b", "factor": 3}, 7, {0: ("b", 0), 3: ("b", 1), 6: ("b", 2)}),
+    ("edit", {"video": "a", "strength": 0.5}, 5, {}),
+    ("inpaint", {"video": "a", "mask": "mask"}, 5, {}),
+    ("outpaint", {"video": "a", "size": ["20x8"]}, 5, {}),
+  ],
+)
+def test_verbs_write_what_was_given_bit_by_bit(run, media, tmp_path, verb, values, frames, known):
+  files = {name: media.get(value, value) if isinstance(value, str) else value
+           for name, value in values.items()}  # fmt: skip
+  out = tmp_path / "out.mkv"
+  assert run(verb, **files, steps=1, prompt=[PROMPT], out=str(out)) == [out]
+  decoded = clips.decode(out)
+  assert len(decoded.video_THWC) == frames
+  rate = {"animate": 12.0, "interpolate": 36.0}.get(verb, 12.0)
+  assert decoded.fps == pytest.approx(rate)
+  for at, (name, frame) in known.items():
+    given = clips.decode(media[name]).video_THWC[frame]
+    np.testing.assert_array_equal(decoded.video_THWC[at], given)
+  a = clips.decode(media["a"]).video_THWC
+  if verb == "inpaint":
+    np.testing.assert_array_equal(decoded.video_THWC[:, 4:], a[:, 4:])
+  if verb == "outpaint":
+    np.testing.assert_array_equal(decoded.video_THWC[:, :, 4:16], a)
+
+
+def test_an_image_is_one_frame_and_several_seeds_make_several_videos(run, media, tmp_path):
+  (path,) = run("image", prompt=[PROMPT], size=["8x6"], steps=1, out=str(tmp_path / "a.mkv"))
+  assert clips.decode(path).video_THWC.shape == (1, 6, 8, 3)
+  out = str(tmp_path / "x.mkv")
+  paths = run("extend", video=media["b"], backward=2, seed=[0, 1], steps=1, out=out)
+  assert [p.name for p in paths] == ["x-0.mkv", "x-1.mkv"]
+
+
+@pytest.mark.parametrize(
+  "verb,values,message",
+  [
+    ("extend", {}, "--video is missing; extend needs a file"),
+    ("extend", {"video": "a", "mask": "mask"}, "--mask=.* is not for extend; it belongs to"),
+    ("extend", {"video": "a"}, "forward is 0, backward 0"),
+    ("extend", {"video": "nowhere.mp4", "forward": 1}, "nowhere.mp4"),
+    ("edit", {"video": "a", "strength": 2.0}, "--strength=2.0; it must lie between 0 and 1"),
+    ("outpaint", {"video": "a"}, "--size is missing"),
+    ("animate", {"image": "picture", "frames": [0]}, "--frames=0"),
+    ("animate", {"image": "picture", "out": "x.png"}, "animate makes a video"),
+    ("animate", {"image": "a"}, "image has 5 frames"),
+    ("connect", {"start": "a", "end": "b", "frames": [8]}, "frames is 8, but the clips have 5"),
+    ("inpaint", {"video": "b", "mask": "a"}, "mask has 5 frames"),
+    ("loop", {"video": "a", "size": ["8x8", "9x9"]}, "--size is given 2 times"),
+  ],
+)  # fmt: skip
+def test_mistakes_with_files_are_named(run, media, tmp_path, verb, values, message):
+  files = {name: media.get(value, value) if isinstance(value, str) else value
+           for name, value in values.items()}  # fmt: skip
+  with pytest.raises((ValueError, OSError), match=message):
+    run(verb, **{"out": str(tmp_path / "a.mkv"), "prompt": [PROMPT], **files})
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
   "values,message",
   [
@@ -109,5 +187,5 @@ def test_errors_leave_the_command_in_one_line(monkeypatch):
   with pytest.raises(SystemExit, match="^generate: no weights file x$"):
     generate.main(["generate"])
   monkeypatch.undo()
-  with pytest.raises(ValueError, match="unknown words 'fly'"):
+  with pytest.raises(ValueError, match="unknown words 'fly'; one verb of text, image, animate"):
     generate.run(["fly"])

@@ -11,13 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from sora_jax import main
+from sora_jax import load, main
+from sora_jax.data import writing
+from sora_jax.data.records import ShardSource
 from sora_jax.nn import vae as vae_lib
 from sora_jax.tasks import build
 from sora_jax.train import metrics, provenance
 from sora_jax.weights import folder, store
 
 ROOT = pathlib.Path(__file__).parents[1]
+DROP = {"share": 0.5, "scale": 0.6, "hold": 0.7, "end": 0.8}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,6 +84,38 @@ def test_text_to_video_from_world_to_report(tmp_path, vae_file, monkeypatch):
   assert metrics.read(tmp_path / "run" / "metrics.jsonl")[:4] == lines[:4]
 
 
+def test_a_folder_of_films_is_prepared_and_trained_on(tmp_path, vae_file):
+  rng = np.random.default_rng(0)
+  for i, (width, height) in enumerate([(16, 16), (24, 16), (64, 48), (16, 16)]):
+    video = rng.integers(0, 256, (5, height, width, 3), dtype=np.uint8)
+    writing.write_video(tmp_path / "films" / f"{i}.mkv", video, 12.0)
+    (tmp_path / "films" / f"{i}.txt").write_text(f"film {i}")
+  command = [sys.executable, "-m", "sora_jax.prepare", f"--input={tmp_path / 'films'}"]
+  command += [f"--output={tmp_path / 'clips'}", "--processes=1", "--short_side=48"]
+  subprocess.run(command, check=True, capture_output=True)
+  config = config_of(
+    "tiny_clips", vae_file, data__folder=str(tmp_path / "clips"), data__validation_clips=1
+  )
+  main.run(config, tmp_path / "run")
+  model = load(tmp_path / "run")
+  assert model.defaults["fps"] == 12.0 and not model.prompted
+  latents = next((tmp_path / "clips").glob("latents-*-fit24.index.json"))
+  source = ShardSource(tmp_path / "clips", latents.name.removesuffix(".index.json"))
+  shrunk = [clip for clip in source if "shrunk" in clip.truth]
+  assert len(shrunk) == 1 and shrunk[0].pixel_shape[2] / shrunk[0].pixel_shape[1] == 4 / 3
+
+
+def test_a_model_trained_on_prompts_is_prompted(tmp_path, vae_file):
+  config = config_of("tiny", vae_file, data__max_slots=8)
+  config["data"]["prompts"]["on"] = True
+  main.run(config, tmp_path / "run")
+  model = load(tmp_path / "run")
+  picture = np.full((16, 16, 3), 7, np.uint8)
+  video = model.animate(picture, "a red circle", frames=5, steps=1)
+  assert video.shape == (5, 16, 16, 3)
+  np.testing.assert_array_equal(video[0], picture)
+
+
 def test_vae_trains_then_serves_a_second_leg(tmp_path):
   first = main.run(config_of("vae"), tmp_path / "first")
   tree, config, metadata = store.load(tmp_path / "first" / "model" / "vae.safetensors")
@@ -97,6 +132,17 @@ def test_vae_trains_then_serves_a_second_leg(tmp_path):
   [
     ({"data__row_len": 4}, r"row_len is 4, but a clip of 16x16 and 5 frames takes 8 tokens"),
     ({"model__heads": 3}, r"config.model: width 16 over 3 heads"),
+    (
+      {
+        "data__token_drop": {"share": 0.5, "scale": 0.6, "hold": 0.7, "end": 0.8},
+        "train__minutes": 1.0,
+      },
+      r"token_drop.share is 0.5 with train.minutes of 1",
+    ),
+    (
+      {"data__token_drop": DROP | {"scale": 2.0}},
+      r"scale=2.0; it is a share",
+    ),
     ({"data__source": "films"}, r"data.source is 'films'"),
     ({"data__rows": 0}, r"config.data: rows=0"),
     ({"evaluation__solver": "rk4"}, r"config.evaluation: solver is 'rk4'"),

@@ -1,18 +1,20 @@
 """`python -m sora_jax.prepare`: every file accounted for, nothing crashes or outgrows limits."""
 
+import fractions
 import json
 import os
 import re
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from sora_jax.data import ingest
 from sora_jax.data.captions import Captions
-from sora_jax.data.clips import write_video
+from sora_jax.data.clips import MediaError, decode, write_video
 from sora_jax.data.ingest import IngestConfig
 from sora_jax.data.records import ShardSource
 
@@ -136,6 +138,53 @@ def test_damaged_films_are_rejected_or_salvaged(tmp_path):
   assert not report["rejected"]
 
 
+def with_sound(path, seconds, pts, codec="ffv1"):
+  """A film with frames at `pts` (thousandths of a second) and `seconds` of silence."""
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream(codec, rate=25)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    stream.codec_context.time_base = fractions.Fraction(1, 1000)
+    sound = container.add_stream("libopus", rate=48000)
+    silence = av.AudioFrame.from_ndarray(np.zeros((1, 48000 * seconds), np.float32), "fltp", "mono")
+    silence.sample_rate, silence.pts = 48000, 0
+    packets = [p for f in (silence, None) for p in sound.encode(f)] if seconds else []
+    noise = np.random.default_rng(1).integers(0, 256, (len(pts), 48, 64, 3), dtype=np.uint8)
+    for frame_HWC, time in zip(noise, pts):
+      frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(format="yuv420p")
+      frame.pts, frame.time_base = time, fractions.Fraction(1, 1000)
+      packets += stream.encode(frame)
+    packets += stream.encode()
+    container.mux(packets)
+  return path
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm"])
+@pytest.mark.parametrize("tag", [True, False])
+def test_a_cut_matroska_file_is_refused_or_salvaged(tmp_path, name, tag):
+  codec = "libvpx-vp9" if name == "a.webm" else "ffv1"
+  path = with_sound(tmp_path / name, 1, range(0, 2400, 40), codec)
+  data = path.read_bytes()
+  data = data if tag else data.replace(b"DURATION", b"DURATIOX")
+  for end in (len(data), data.rindex(b"\x1c\x53\xbb\x6b")):  # whole, and without the cues
+    path.write_bytes(data[:end])
+    assert len(decode(path).video_THWC) == 60
+  path.write_bytes(data[: len(data) // 2])
+  with pytest.raises(MediaError, match=r"^\d+ frames decode, then: the data ends at .* of 2\.4"):
+    decode(path)
+  got = decode(path, salvage=True)
+  assert got.damage.startswith(f"{len(got.video_THWC)} frames decode")
+  assert 0 < len(got.video_THWC) < 60
+
+
+@pytest.mark.parametrize("seconds", [0, 5])
+@pytest.mark.parametrize("pts", [range(0, 400, 40), [0, 40, 80, 1000, 1040, 3000], [0, 2000]])
+def test_whole_matroska_files_stay_whole(tmp_path, seconds, pts):
+  path = with_sound(tmp_path / "a.mkv", seconds, pts)
+  assert len(decode(path).video_THWC) == len(pts)
+  path.write_bytes(path.read_bytes().replace(b"DURATION", b"DURATIOX"))
+  assert len(decode(path).video_THWC) == len(pts)
+
+
 @pytest.mark.parametrize(
   ("options", "reason"),
   [({"timeout": 1e-3}, "longer than timeout"), ({"max_memory": 1 << 20}, "max_memory|died")],
@@ -163,6 +212,52 @@ def test_names_that_are_not_utf8(tmp_path):
   os.rename(tmp_path / "in" / "a.mkv", os.fsencode(tmp_path / "in") + b"/\xff.mkv")
   report = run_ingest(tmp_path / "in", tmp_path / "out")
   assert report["kept"][0]["file"] == "\ufffd.mkv"
+
+
+def test_warnings_about_names_that_are_not_utf8(tmp_path):
+  root = os.fsencode(tmp_path / "in")
+  film(tmp_path / "in" / "a.mkv")
+  os.rename(root + b"/a.mkv", root + b"/\xff.mkv")
+  with open(root + b"/\xff.json", "w") as file:
+    file.write("{")
+  result = command("--input", tmp_path / "in", "--output", tmp_path / "out")
+  assert result.returncode == 0, result.stderr
+  assert report_of(tmp_path / "out")["warnings"][0].startswith("\ufffd.json: no captions")
+
+
+def test_half_a_surrogate_pair_costs_no_film(tmp_path):
+  film(tmp_path / "in" / "a.mkv")
+  (tmp_path / "in" / "a.json").write_text('{"caption": "a \\ud83d film \\ud83d\\ude00"}')
+  report = run_ingest(tmp_path / "in", tmp_path / "out")
+  assert not report["rejected"]
+  assert ShardSource(tmp_path / "out")[0].captions["long"] == "a \ufffd film \U0001f600"
+
+
+def test_overwriting_with_nothing_keeps_the_former_set(tmp_path):
+  root, out = tmp_path / "in", tmp_path / "out"
+  film(root / "a.mkv")
+  assert command("--input", root, "--output", out).returncode == 0
+  before = {path.name: path.read_bytes() for path in out.iterdir()}
+  (root / "a.mkv").write_text("no video")
+  result = command("--input", root, "--output", out, "--overwrite")
+  assert result.returncode == 1
+  assert "no clip is left" in result.stderr and "was left as it was" in result.stderr
+  failed = out / "report.failed.json"
+  assert json.loads(failed.read_text())["rejected"][0]["file"] == "a.mkv"
+  assert {path.name: path.read_bytes() for path in out.iterdir() if path != failed} == before
+  film(root / "a.mkv", T=3)
+  assert command("--input", root, "--output", out, "--overwrite").returncode == 0
+  assert not failed.exists() and report_of(out)["kept"][0]["num_frames"] == 3
+
+
+def test_pipes_are_not_opened(tmp_path):
+  film(tmp_path / "in" / "a.mkv")
+  for name in ("pipe", "pipe.mp4"):
+    os.mkfifo(tmp_path / "in" / name)
+  result = command("--input", tmp_path / "in", "--output", tmp_path / "out", "--timeout=60")
+  assert result.returncode == 0, result.stderr
+  report = report_of(tmp_path / "out")
+  assert report["ignored"] == ["pipe", "pipe.mp4"] and not report["rejected"]
 
 
 def test_shards_inside_the_input_are_not_input(tmp_path):

@@ -1,12 +1,15 @@
 """Captions of filmed clips: from side-car files, or from a `clips.jsonl` that lists a folder."""
 
 import json
+import os
 import pathlib
+import re
 from collections.abc import Mapping
 
 LIST_NAME = "clips.jsonl"
 """A list of clips: one JSON object a line, with `file` relative to the list's folder."""
 _KEYS = {"short": ("caption_short", "short"), "long": ("caption", "caption_long", "long", "text")}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Captions:
@@ -49,14 +52,16 @@ class Captions:
           row = json.loads(line)
           self._lists[folder][pathlib.PurePosixPath(row["file"]).as_posix()] = of_row(row)
         except (ValueError, KeyError, TypeError) as error:
-          self.warnings.append(f"{self._name(path)}, line {number}: not a clip ({error!r})")
+          self.warnings.append(
+            f"{shown_name(path, self.root)}, line {number}: not a clip ({error!r})"
+          )
     return self._lists[folder]
 
   def _read_json(self, path: pathlib.Path) -> dict[str, str] | None:
     try:
       return of_row(json.loads(self._text(path)))
     except (ValueError, TypeError) as error:
-      self.warnings.append(f"{self._name(path)}: no captions ({error!r})")
+      self.warnings.append(f"{shown_name(path, self.root)}: no captions ({error!r})")
       return None
 
   def _read_text(self, path: pathlib.Path) -> dict[str, str] | None:
@@ -66,8 +71,10 @@ class Captions:
   def _text(self, path: pathlib.Path) -> str:
     return path.read_bytes().decode("utf-8-sig", errors="replace")
 
-  def _name(self, path: pathlib.Path) -> str:
-    return path.relative_to(self.root).as_posix()
+
+def shown_name(path: pathlib.Path, root: pathlib.Path) -> str:
+  """A file's name under `root` for people; bytes that are not UTF-8 become U+FFFD."""
+  return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", errors="replace")
 
 
 def of_row(row: Mapping) -> dict[str, str]:
@@ -89,6 +96,10 @@ def of_row(row: Mapping) -> dict[str, str]:
 
 
 def both(found: Mapping[str, str]) -> dict[str, str]:
-  """Single-spaced texts under both kinds, each standing for the other where that is missing."""
-  short, long = (" ".join(found.get(kind, "").split()) for kind in ("short", "long"))
+  """Single-spaced texts under both kinds, each standing for the other where that is missing.
+
+  Lone surrogates, which JSON can hold and UTF-8 cannot, become U+FFFD.
+  """
+  texts = (_SURROGATE.sub("\ufffd", found.get(kind, "")) for kind in ("short", "long"))
+  short, long = (" ".join(text.split()) for text in texts)
   return {"short": short or long, "long": long or short}

@@ -9,7 +9,8 @@ HDR, transparency, variable rates (their average), tags that are not UTF-8.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 import av
 import numpy as np
@@ -27,6 +28,7 @@ MAX_BYTES = 2 << 30
 """Frames that `decode` holds at once, in bytes, unless told otherwise."""
 _SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _UNSPECIFIED = 2  # a frame's colorspace, ISO/IEC 23091-2
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # how a Matroska file and its body begin
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones drop the alpha
 
 
@@ -118,10 +120,12 @@ class Reader:
     self._span = [0.0, 0.0, 0.0]  # first and last time, duration of the last frame
     self._container = None
     with open(self.path, "rb") as file:
-      head = file.read(32)
+      head = file.read(4096)
+      size = os.fstat(file.fileno()).st_size
     if not head:
       raise MediaError("the file is empty")
-    self.is_picture = pictures.is_picture(head)
+    self._is_cut = size < _matroska_bytes(head)
+    self.is_picture = pictures.is_picture(head[:32])
     if not self.is_picture:
       self._open_video()
 
@@ -238,9 +242,21 @@ class Reader:
     expected = max(0, stream.frames - discarded)
     if reason is None and packets < stream.frames and self.num_frames < expected:
       reason = "the data ends"
+    if reason is None and self._is_cut and self.num_frames:
+      reason = self._ends_early()
     if reason is not None:
       total = f" of {expected}" if expected else ""
       self.damage = f"{self.num_frames}{total} frames decode, then: {reason}"
+
+  def _ends_early(self) -> str | None:
+    """What to say of a cut Matroska file if frames are missing; None if only its end matter is."""
+    gap = 1 / self.rate
+    end = self._span[1] + (self._span[2] or gap)
+    declared, slack = _seconds(self._stream.metadata), max(gap / 2, 0.002)
+    if declared is None:  # of the longest stream, perhaps the sound
+      declared = (self._container.duration or 0) / av.time_base
+      slack = max(2 * gap, 0.05 * declared)
+    return f"the data ends at {end:.2f} of {declared:.2f} s" if end + slack < declared else None
 
   def _show(self, frame: av.VideoFrame) -> np.ndarray:
     """One frame upright, in sRGB, at the size asked."""
@@ -266,3 +282,35 @@ class Reader:
     else:
       shown_HWC = frame.reformat(*size, format="rgb24", **options).to_ndarray()
     return np.ascontiguousarray(transforms.orient(shown_HWC, matrix))
+
+
+def _seconds(tags: Mapping[str, str]) -> float | None:
+  """A Matroska stream's own duration by its tags ("00:00:02.400000000"), if it bears one."""
+  for name, text in tags.items():
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", text.strip())
+    if match and name.partition("-")[0].upper() == "DURATION":  # "DURATION-eng" in some
+      hours, minutes, seconds = map(float, match.groups())
+      return 3600 * hours + 60 * minutes + seconds
+  return None
+
+
+def _matroska_bytes(head: bytes) -> int:
+  """How long a Matroska or WebM file says it is; 0 for other files and where it does not say."""
+  if not head.startswith(_EBML):
+    return 0
+  length, at = _ebml_size(head, len(_EBML))
+  at += length
+  if head[at : at + 4] != _SEGMENT:
+    return 0
+  length, start = _ebml_size(head, at + len(_SEGMENT))
+  return start + length if length else 0
+
+
+def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
+  """(the size that an EBML element declares at an offset, 0 if unknown; the offset behind it)."""
+  width = 9 - data[at].bit_length() if at < len(data) else 9
+  if width > 8:
+    return 0, at
+  ones = (1 << 7 * width) - 1
+  value = int.from_bytes(data[at : at + width], "big") & ones
+  return value if value != ones else 0, at + width

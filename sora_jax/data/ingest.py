@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from sora_jax.data import clips, pictures, records
-from sora_jax.data.captions import Captions
+from sora_jax.data.captions import Captions, shown_name
 from sora_jax.data.clips import MediaError
 from sora_jax.data.records import Clip
 
@@ -28,8 +28,11 @@ SUFFIXES = frozenset(
 )
 """Names that are taken for media; any other file is media if its first bytes say so."""
 
-# how Python, the allocator and a thread that got no stack say it
-_OUT_OF_MEMORY = ("MemoryError", "Cannot allocate memory", "Resource temporarily unavailable")
+# how Python, the allocator, a thread that got no stack and a library's loader say it
+_OUT_OF_MEMORY = (
+  "MemoryError", "Cannot allocate memory", "Resource temporarily unavailable",
+  "failed to map segment",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +100,8 @@ def ingest(
   Args: progress: called as (files done, files, bytes done, bytes) after each file.
   Returns: the report: `kept`, `rejected`, `ignored`, `warnings`, `num_clips`, `config`.
   Raises: FileNotFoundError; FileExistsError if `folder` holds a finished set and `overwrite` is
-  off; ValueError if there is no media file. With nothing kept no shard is written, and
-  `num_clips` is 0.
+  off; ValueError if there is no media file. With nothing kept no shard is written, a former
+  set stays, and `num_clips` is 0.
   """
   if not root.is_dir():
     raise FileNotFoundError(f"no folder {root}")
@@ -106,8 +109,8 @@ def ingest(
   if not media:
     raise ValueError(f"{root} holds no video or picture (of {len(others)} files)")
   captions = Captions(root)
-  jobs = [(path, _name(path, root), captions.of(path)) for path in media]
-  report = {"kept": [], "rejected": [], "ignored": [_name(path, root) for path in others]}
+  jobs = [(path, shown_name(path, root), captions.of(path)) for path in media]
+  report = {"kept": [], "rejected": [], "ignored": [shown_name(path, root) for path in others]}
   total, done = sum(_bytes(path) for path in media), 0
   writer = records.ShardWriter(folder, config=dataclasses.asdict(config), overwrite=overwrite)
   spool = folder / f".spool.{os.getpid()}"
@@ -278,6 +281,8 @@ def _move(spool: pathlib.Path, writer: records.ShardWriter) -> None:
 
 
 def _is_media(path: pathlib.Path) -> bool:
+  if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
+    return False
   if path.suffix.lower() in SUFFIXES:
     return True
   try:
@@ -287,11 +292,6 @@ def _is_media(path: pathlib.Path) -> bool:
     return False
   film = head[4:8] == b"ftyp" or head.startswith((b"\x1a\x45\xdf\xa3", b"OggS", b"FLV\1"))
   return film or (head[:4] == b"RIFF" and head[8:12] == b"AVI ") or pictures.is_picture(head)
-
-
-def _name(path: pathlib.Path, root: pathlib.Path) -> str:
-  """The file as the report names it; bytes that are not UTF-8 become question marks."""
-  return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", errors="replace")
 
 
 def _bytes(path: pathlib.Path) -> int:

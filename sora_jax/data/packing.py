@@ -41,6 +41,9 @@ class TokenDrop:
   end: float = 0.85
 
   def __post_init__(self):
+    for name in ("share", "scale"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"{name}={getattr(self, name)}; it is a share, between 0 and 1")
     if self.steps < 1 or not 0 <= self.hold < self.end <= 1:
       raise ValueError(
         f"token dropping over steps={self.steps} with hold={self.hold}, end={self.end}; "

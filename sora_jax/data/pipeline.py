@@ -38,7 +38,8 @@ class PipelineConfig:
     caption_dropout: share of visits whose caption is "", for guidance.
     drop_to_fill: share of a row by which clips may exceed it before they are cut to it; 0 = off.
     token_drop: NaViT token dropping; None = off.
-    too_long: what to do about clips that fit no row: "raise" or "skip".
+    too_long: what to do about clips that fit no row: "raise", "skip", or "fit": their latents have
+      been made smaller beforehand, so what is left (too many frames) raises.
     workers: processes that prepare rows; 0 prepares them in this one.
     prefetch: batches prepared ahead in a thread; 0 = none.
     prompts: shares of image and video prompts; None = text alone. Their clips need canvases.
@@ -85,8 +86,8 @@ class PipelineConfig:
         raise ValueError(f"{name}={getattr(self, name)}; it is a share, between 0 and 1")
     if not 0 <= self.drop_to_fill <= 0.1:
       raise ValueError(f"drop_to_fill={self.drop_to_fill}; allowed: 0 (off) to 0.1")
-    if self.too_long not in ("raise", "skip"):
-      raise ValueError(f"too_long={self.too_long!r}; allowed: raise, skip")
+    if self.too_long not in ("raise", "skip", "fit"):
+      raise ValueError(f"too_long={self.too_long!r}; allowed: raise, skip, fit")
     _check_split(self)
 
   @property

@@ -9,6 +9,7 @@ which is written last: a folder without the index holds no finished set.
 
 import collections
 import dataclasses
+import hashlib
 import json
 import operator
 import os
@@ -218,6 +219,7 @@ class ShardWriter:
     self._counts: list[int] = []
     self._shapes: collections.Counter[str] = collections.Counter()
     self._writer, self._bytes, self._done = None, 0, False
+    self._content = hashlib.sha256()
 
   def __len__(self) -> int:
     """Clips written so far."""
@@ -241,6 +243,7 @@ class ShardWriter:
       self._counts.append(0)
       self._bytes = 0
     self._writer.write(record)
+    self._content.update(record)
     self._counts[-1] += 1
     self._bytes += len(record)
     self._shapes[f"{T}x{H}x{W}"] += 1
@@ -263,6 +266,7 @@ class ShardWriter:
       "version": INDEX_VERSION,
       "record_version": RECORD_VERSION,
       "count": len(self),
+      "content": self._content.hexdigest(),
       "shards": shards,
       "shapes_THW": dict(sorted(self._shapes.items())),
       "config": self._config,
@@ -335,6 +339,11 @@ class ShardSource:
   def config(self) -> dict:
     """What made the set, as given to the writer."""
     return self.index["config"]
+
+  @property
+  def content(self) -> str:
+    """Names the set by what it holds: SHA-256 of all records; "" in sets of older versions."""
+    return self.index.get("content", "")
 
   @property
   def shapes_THW(self) -> dict[tuple[int, int, int], int]:

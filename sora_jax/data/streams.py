@@ -2,7 +2,7 @@
 
 Visit v of stream s is number q = v * streams + s of one endless shuffled sequence, so every clip
 comes once per epoch whatever the number of streams. All choices of a visit (caption, dropping)
-follow from the seed and q. A stream's place is three small numbers, so its saved state means the
+follow from the seed and q. A stream's place is a few small numbers, so its saved state means the
 same on any number of workers and hosts.
 """
 

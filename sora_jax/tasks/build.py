@@ -1,5 +1,6 @@
 """From a config to a task: everything typed and checked before a clip is rendered."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -212,12 +213,15 @@ def make_text_to_video(
   config = latents.LatentConfig(
     autoencoder.hash, f_t, f_s * max(patch.h, patch.w), data["encode_batch"], data["crop"],
     f_s, parts["pipeline"].prompts,
+    parts["pipeline"].row_len * patch.t if parts["pipeline"].too_long == "fit" else 0,
   )  # fmt: skip
   encode = functools.partial(
     jax.jit(functools.partial(vae_lib.encode, autoencoder.network.config)),
     jax.tree.map(jnp.asarray, autoencoder.variables),
   )
   sources = open_sources(source, lambda shards: latents.cache(shards, config, encode))
+  if source.source == "clips" and (rates := [clip.fps for clip in sources.train if clip.fps]):
+    parts["sampling"]["fps"] = float(collections.Counter(rates).most_common(1)[0][0])
   return TextToVideo(sources=sources, **parts)
 
 
@@ -232,6 +236,12 @@ def pipeline_config(config: Mapping, patch: tuple, frames_per_latent: int) -> Pi
   check_names("data.token_drop", drop, ("share", "scale", "hold", "end"))
   token_drop = None
   if drop["share"]:
+    if config["train"]["minutes"] > 0:
+      raise ValueError(
+        f"config.data.token_drop.share is {drop['share']:g} with train.minutes of "
+        f"{config['train']['minutes']:g}: dropping ends at a share of train.steps, and a run of so "
+        "many minutes takes others; set train.minutes=0, or share=0"
+      )
     token_drop = typed(TokenDrop, "data.token_drop", drop, steps=config["train"]["steps"],
                        alpha=2.0, beta=4.0)  # fmt: skip
   values = part(data, *PIPELINE) | {"patch": patch, "seed": config["train"]["seed"]}
@@ -254,7 +264,7 @@ def prompts_of(data: Mapping) -> PromptMix | None:
 
 def fits(source: ClipsConfig, pipeline: PipelineConfig, vae_config) -> None:
   """Raises a ValueError if a clip of the world would fill more than a row."""
-  if source.world is None or pipeline.too_long == "skip":
+  if source.world is None or pipeline.too_long != "raise":
     return
   f_t, f_s, _ = factors(vae_config)
   p = pipeline.patch

@@ -1,5 +1,6 @@
 """Where a task's clips come from: a rendered world, or shards made from a folder of videos."""
 
+import collections
 import dataclasses
 import json
 import operator
@@ -73,20 +74,34 @@ def open_sources(config: ClipsConfig, wrap: Callable = lambda shards: shards) ->
       **{n: wrap(rendered(w, config.folder / n, config.processes)) for n, w in worlds.items()}
     )
   source = wrap(records.ShardSource(config.folder))
-  train, validation = split(len(source), config.validation_clips)
+  films = [source[i].id.split("#")[0] for i in range(len(source))]
+  train, validation = split(films, config.validation_clips)
   return Sources(Subset(source, train), Subset(source, validation))
 
 
-def split(count: int, validation: int) -> tuple[list[int], list[int]]:
-  """Keeps `validation` of `count` clips apart, evenly spread; at most half.
+def split(films: list[str], validation: int) -> tuple[list[int], list[int]]:
+  """Keeps about `validation` clips apart: those of whole films, evenly spread; at most half.
 
+  Clips of a single film are split as if each were a film.
+  Args: films: of each clip, what it was cut from (`prepare` names clips "FILM#NUMBER").
+  Returns: indices of clips to train on, and of those kept apart.
   Raises: ValueError if there are fewer than two clips.
   """
-  if count < 2:
-    raise ValueError(f"{count} clips cannot be split into training and validation; add clips")
-  step = max(2, count // max(validation, 1))
-  apart = set(range(step - 1, count, step)[:validation])
-  return [i for i in range(count) if i not in apart], sorted(apart)
+  if len(films) < 2:
+    raise ValueError(f"{len(films)} clips cannot be split into training and validation; add clips")
+  clips_of = collections.defaultdict(list)
+  for i, film in enumerate(films if len(set(films)) > 1 else range(len(films))):
+    clips_of[film].append(i)
+  apart, most = [], min(max(validation, 1), len(films) // 2)
+  names = list(clips_of)
+  step = max(2, len(films) // max(validation, 1))
+  step = min(step, len(names))
+  for name in names[step - 1 :: step]:
+    if apart and len(apart) + len(clips_of[name]) > most:
+      continue
+    apart += clips_of[name]
+  kept = set(apart)
+  return [i for i in range(len(films)) if i not in kept], sorted(kept)
 
 
 def rendered(world: WorldConfig, folder: Path, processes: int) -> records.ShardSource:

@@ -29,7 +29,8 @@ class LatentConfig:
 
   source: hash of the VAE's weights.  frames, size: f_t, and what width and height must be a
   multiple of (f_s times the patch).  batch: clips of one shape that are encoded together.  crop:
-  "none" or "square".  cell: f_s.  prompts: of what canvases are made as well, or None.
+  "none" or "square".  cell: f_s.  prompts: of what canvases are made as well, or None.  tokens:
+  most that a clip may take, each of `size` x `size` pixels of a latent frame; 0 = any number.
   """
 
   source: str
@@ -39,11 +40,13 @@ class LatentConfig:
   crop: str = "none"
   cell: int = 1
   prompts: PromptMix | None = None
+  tokens: int = 0
 
   @property
   def prefix(self) -> str:
     """Name of the shards; another crop, or other canvases, are another set."""
     name = f"latents-{self.source[:8]}" + ("" if self.crop == "none" else f"-{self.crop}")
+    name += f"-fit{self.tokens}" if self.tokens else ""
     if self.prompts is None:
       return name
     made_of = [self.prompts.variants, *self.prompts.shares[len(prompt_mix.PREFIX_KINDS) :]]
@@ -54,28 +57,37 @@ def cache(clips: records.ShardSource, config: LatentConfig, encode: Encode) -> r
   """Returns the latents of a set of shards, made first if they are not there.
 
   Record i holds the captions, truth and pixel extent of clip i, its latent, and no pixels. Clips
-  are edge-padded to what the model needs: frames to 1 + f_t k, sides to the multiple.
+  are edge-padded to what the model needs: frames to 1 + f_t k, sides to the multiple. Latents of
+  other clips, or made in another way, are made anew.
   """
-  if not records.index_path(clips.folder, config.prefix).is_file():
-    with records.ShardWriter(clips.folder, prefix=config.prefix, config=about(config)) as writer:
-      for start in range(0, len(clips), CHUNK):
-        stop = min(start + CHUNK, len(clips))
-        chunk = [crop.crop(clips[i], config.crop) for i in range(start, stop)]
-        for clip in encoded(chunk, config, encode):
-          writer.write(clip)
-        logging.info("encoded %d of %d clips in %s", stop, len(clips), clips.folder)
-  found = records.ShardSource(clips.folder, config.prefix)
-  if len(found) != len(clips):
-    raise ValueError(
-      f"{clips.folder} holds {len(clips)} clips but {len(found)} latents {config.prefix!r}; delete"
-      f" {records.index_path(clips.folder, config.prefix).name} to make them again"
-    )
-  return found
+  wanted = json.loads(json.dumps(about(clips, config)))
+  if records.index_path(clips.folder, config.prefix).is_file():
+    found = records.ShardSource(clips.folder, config.prefix)
+    if found.config == wanted and len(found) == len(clips):
+      return found
+    logging.info("the clips in %s have changed: encoding them again", clips.folder)
+  with records.ShardWriter(
+    clips.folder, prefix=config.prefix, config=wanted, overwrite=True
+  ) as writer:
+    for start in range(0, len(clips), CHUNK):
+      stop = min(start + CHUNK, len(clips))
+      chunk = [prepared(clips[i], config) for i in range(start, stop)]
+      for clip in encoded(chunk, config, encode):
+        writer.write(clip)
+      logging.info("encoded %d of %d clips in %s", stop, len(clips), clips.folder)
+  return records.ShardSource(clips.folder, config.prefix)
 
 
-def about(config: LatentConfig) -> dict:
-  """What the shards' index says of their making."""
-  return {"latents": dataclasses.asdict(config)}
+def about(clips: records.ShardSource, config: LatentConfig) -> dict:
+  """What the shards' index says of their making: all that the latents depend on."""
+  made = dataclasses.asdict(config)
+  del made["batch"], made["prompts"]  # the prefix tells what canvases there are
+  return {"clips": clips.content, "latents": made}
+
+
+def prepared(clip: records.Clip, config: LatentConfig) -> records.Clip:
+  """A clip as it is encoded: cut, or made smaller, where the config says so."""
+  return crop.shrink(crop.crop(clip, config.crop), config.tokens, config.frames, config.size)
 
 
 def encoded(clips: list, config: LatentConfig, encode: Encode) -> list:

@@ -122,7 +122,10 @@ def test_build_writes_the_world_in_order(tmp_path, processes):
     ({"motions": ("collide",)}, "belongs to level 2"),
     ({"levels": (5,)}, "allowed are 1, 2, 3, 4"),
     ({"sizes": ((4, 32),)}, "4x32"),
-    ({"frames": (66,)}, "1 to 65"),
+    ({"sizes": ()}, "sizes is empty; give at least one"),
+    ({"frames": (66,)}, r"frames: got \(66,\); must be whole numbers from 1 to 65"),
+    ({"frames": ()}, r"frames: got \(\); must be whole numbers from 1 to 65"),
+    ({"seed": -1}, "seed: got -1; must be a whole number from 0"),
     ({"fps": (30,)}, "8 to 24"),
     ({"image_fraction": 2.0}, "image_fraction"),
     ({"split": "tset"}, "tset"),
@@ -135,6 +138,23 @@ def test_build_writes_the_world_in_order(tmp_path, processes):
 def test_a_wrong_config_is_refused_with_the_remedy(changes, message):
   with pytest.raises(ValueError, match=message):
     WorldConfig(**changes)
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("sizes", (32, 32), r"sizes: got \(32, 32\); must be \(width, height\) pairs"),
+    ("sizes", ((32.5, 32),), r"sizes: got \(\(32.5, 32\),\); must be .* whole pixels"),
+    ("frames", (9.5,), "frames: got 9.5; must be whole numbers from 1 to 65"),
+    ("seed", 0.5, "seed: got 0.5; must be a whole number from 0"),
+    ("num_clips", 1.5, "num_clips: got 1.5; must be a whole number from 1"),
+  ],
+)
+def test_a_wrong_type_is_refused_like_a_wrong_value(name, value, message):
+  config = WorldConfig()
+  object.__setattr__(config, name, value)  # the type checks of a test run refuse it in __init__
+  with pytest.raises(ValueError, match=message):
+    config.__post_init__()
 
 
 def test_a_motion_that_no_direction_fits_is_refused():

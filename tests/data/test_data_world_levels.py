@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.data.world import World, WorldConfig, level4, orbit, vocabulary
+from sora_jax.data.world.scene import MOTION_DIRECTIONS
 
 COUNT = 16
 
@@ -65,6 +66,30 @@ def test_who_leaves_the_frame_comes_back_by_the_same_side():
     assert abs(before[axis] - after[axis]) < 0.3
     for record in others:
       assert min(record["visibility"]) > 0.9 and not np.any(record["velocity"])
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize("motion", vocabulary.LEVEL_OF)
+def test_further_objects_need_no_directions_of_the_config(motion, split):
+  """Red circles that move right are held out, so one that moves left lacks its counterpart."""
+  allowed = MOTION_DIRECTIONS[motion]
+  if split == "heldout" and not allowed:
+    pytest.skip("nothing of this motion is held out")
+  configs = [{"directions": direction} for direction in allowed or vocabulary.DIRECTIONS]
+  if "left" in allowed:
+    side = "left" if split == "train" else "right"
+    configs.append({"directions": side, "colors": "red", "shapes": "circle"})
+  if not allowed:
+    configs.append({"directions": "right", "colors": "red", "shapes": "circle"})
+  for config in configs:
+    for clip in clips(motion, 8, sizes=((24, 24),), frames=9, split=split, **config):
+      main, *others = (r for r in clip.truth["objects"] if r["role"] != "bar")
+      assert main["direction"] in (None, config["directions"])
+      for record in others:
+        known = None not in (record["direction"], main["direction"])
+        triple = [record[key] for key in ("color", "shape", "direction")]
+        assert not known or not vocabulary.is_held_out(*triple), triple
+        assert record["color"] in config.get("colors", vocabulary.COLORS)
 
 
 def test_a_pan_shifts_layers_by_their_distance():

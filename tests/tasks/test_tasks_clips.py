@@ -1,5 +1,7 @@
 """Clips and latents: disjoint splits, worlds that match, latents aligned with their clips."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -36,14 +38,25 @@ def config(**changes):
 
 @pytest.mark.parametrize(("count", "validation"), [(2, 1), (10, 3), (100, 10), (5, 50)])
 def test_split_is_disjoint_and_complete(count, validation):
-  train, held = clips.split(count, validation)
+  train, held = clips.split([f"film {i}" for i in range(count)], validation)
   assert sorted(train + held) == list(range(count))
   assert 1 <= len(held) <= max(1, count // 2) and len(held) <= validation and train
 
 
-def test_a_single_clip_cannot_be_split():
+def test_clips_of_one_film_stay_together():
+  films = [f"film {i // 3}" for i in range(60)] + ["picture"]
+  train, held = clips.split(films, 9)
+  assert not {films[i] for i in train} & {films[i] for i in held}
+  assert sorted(train + held) == list(range(61)) and 6 <= len(held) <= 9
+  train, held = clips.split(["long"] * 9 + ["short"], 1)
+  assert {len(train), len(held)} == {1, 9}
+
+
+def test_a_single_film_is_split_by_clips_and_a_single_clip_not():
+  train, held = clips.split(["a"] * 9, 3)
+  assert (len(train), len(held)) == (6, 3)
   with pytest.raises(ValueError, match="1 clips"):
-    clips.split(1, 1)
+    clips.split(["a"], 1)
 
 
 def test_world_is_rendered_once_and_checked(tmp_path):
@@ -128,12 +141,38 @@ def test_canvases_are_what_is_known_encoded_at_its_place(tmp_path):
   assert len({found.prefix, *(other.prefix for other in others)}) == 3
 
 
-def test_latents_of_other_clips_are_refused(tmp_path):
+def test_latents_of_other_clips_are_made_anew(tmp_path):
   source = shards(tmp_path)
-  latents.cache(source, config(), encode)
-  shards(tmp_path / "more", count=3)
-  with records.ShardWriter(tmp_path, overwrite=True) as writer:
-    for clip in records.ShardSource(tmp_path / "more"):
-      writer.write(clip)
-  with pytest.raises(ValueError, match="3 clips but 7 latents"):
-    latents.cache(records.ShardSource(tmp_path), config(), encode)
+  old = latents.cache(source, config(), encode)[0].latent_thwZ
+  changed = [
+    dataclasses.replace(clip, captions={"short": "new"}, video_THWC=255 - clip.video_THWC)
+    for clip in source
+  ]
+  for some in (changed, changed[:3]):
+    with records.ShardWriter(tmp_path, overwrite=True) as writer:
+      for clip in some:
+        writer.write(clip)
+    found = latents.cache(records.ShardSource(tmp_path), config(), encode)
+    assert len(found) == len(some) and {clip.captions["short"] for clip in found} == {"new"}
+    assert (found[0].latent_thwZ != old).all()
+  sizes = latents.cache(records.ShardSource(tmp_path), config(size=16), encode)
+  assert all(clip.latent_thwZ.shape[1] % 4 == 0 for clip in sizes)
+
+
+def test_clips_above_a_token_budget_are_shrunk_in_their_own_aspect(tmp_path):
+  source = shards(tmp_path)
+  most = 4
+  found = latents.cache(source, config(tokens=most), encode)
+  assert found.prefix == "latents-abababab-fit4"
+  shrunk = 0
+  for pixels, latent in zip(source, found):
+    t, h, w, _ = latent.latent_thwZ.shape
+    whole = latents.padded(pixels.video_THWC, config()).shape
+    fits = (1 + (whole[0] - 1) // 4) * (whole[1] // 8) * (whole[2] // 8) <= most
+    if fits or t > most:
+      assert latent.pixel_shape == pixels.pixel_shape
+      continue
+    shrunk += 1
+    assert t * (h // 2) * (w // 2) <= most
+    assert latent.truth["shrunk"] == list(latent.pixel_shape[2:0:-1])
+  assert shrunk

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import operator
 from collections.abc import Sequence
 
 from sora_jax.data.world import vocabulary
@@ -25,7 +26,7 @@ Numbers = int | float | Sequence[int | float]
 class WorldConfig:
   """One split of a procedural dataset; every attribute is drawn evenly from its tuple.
 
-  Raises: ValueError for unknown words, impossible sizes, frame counts, rates or splits.
+  Raises: ValueError for unknown words, impossible sizes, frame counts, rates, splits or seeds.
   """
 
   levels: Whole = (1,)
@@ -51,7 +52,7 @@ class WorldConfig:
       object.__setattr__(self, name, value)
     for name in ("fps", "radius"):
       object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-    object.__setattr__(self, "sizes", tuple((int(w), int(h)) for w, h in self.sizes))
+    self._check_whole()
     self._check_words()
     self._check_numbers()
     if self.split == "heldout" and not self.triples(True):
@@ -59,6 +60,23 @@ class WorldConfig:
         "split 'heldout' is empty: no held-out (colour, shape, direction) is made of "
         f"{self.colors}, {self.shapes}, {self.directions}; allow more of them"
       )
+
+  def _check_whole(self):
+    """Keeps sizes, frame counts, seed and clip count as ints."""
+    try:
+      sizes = tuple((operator.index(w), operator.index(h)) for w, h in self.sizes)
+    except (TypeError, ValueError):
+      raise ValueError(
+        f"sizes: got {self.sizes}; must be (width, height) pairs of whole pixels, like ((32, 32),)"
+      ) from None
+    object.__setattr__(self, "sizes", sizes)
+    frames = tuple(_whole("frames", n, "whole numbers from 1 to 65") for n in self.frames)
+    object.__setattr__(self, "frames", frames)
+    for name, allowed in (
+      ("seed", "a whole number from 0"),
+      ("num_clips", "a whole number from 1"),
+    ):
+      object.__setattr__(self, name, _whole(name, getattr(self, name), allowed))
 
   def _check_words(self):
     for name, allowed in _WORDS.items():
@@ -87,8 +105,12 @@ class WorldConfig:
           f"sizes: got {width}x{height}; both sides must be at least 8 pixels, "
           "the long one at most four times the short one"
         )
-    if not self.sizes or not self.frames or not all(1 <= n <= 65 for n in self.frames):
-      raise ValueError(f"sizes, frames: got {self.sizes}, {self.frames}; frames must be 1 to 65")
+    if not self.sizes:
+      raise ValueError("sizes is empty; give at least one (width, height), like ((32, 32),)")
+    if not self.frames or not all(1 <= n <= 65 for n in self.frames):
+      raise ValueError(f"frames: got {self.frames}; must be whole numbers from 1 to 65")
+    if self.seed < 0:
+      raise ValueError(f"seed: got {self.seed}; must be a whole number from 0")
     if not self.fps or not all(8 <= rate <= 24 for rate in self.fps):
       raise ValueError(f"fps: got {self.fps}; rates must be 8 to 24 frames per second")
     if not 0.0 <= self.image_fraction <= 1.0:
@@ -109,6 +131,14 @@ class WorldConfig:
   def triples(self, held_out: bool) -> tuple[tuple[str, str, str], ...]:
     """Allowed (colour, shape, direction) that are, or are not, held out."""
     return _triples(self.colors, self.shapes, self.directions, held_out)
+
+
+def _whole(name: str, value, allowed: str) -> int:
+  """The value as an int. Raises: ValueError if it is no whole number."""
+  try:
+    return operator.index(value)
+  except TypeError:
+    raise ValueError(f"{name}: got {value!r}; must be {allowed}") from None
 
 
 @functools.lru_cache(maxsize=64)

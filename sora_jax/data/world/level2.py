@@ -86,7 +86,8 @@ def _occlude(brief: Brief) -> Scene:
   unit_2 = np.asarray(DIRECTIONS[direction])
   axis = 0 if unit_2[0] else 1
   box, extent = brief.room(shape, radius), brief.extent
-  two = rng.uniform() < 0.5
+  back = {"right": "left", "left": "right", "up": "down", "down": "up"}[direction]
+  two = rng.uniform() < 0.5 and bool(brief.others([back]))
   lane = rng.uniform(0.3, 0.4) if two else rng.uniform(0.3, 0.7)  # share of the other axis
   first = _cross(brief, box, unit_2, axis, lane)
   path = first[0][:, axis]
@@ -101,7 +102,6 @@ def _occlude(brief: Brief) -> Scene:
   actors = [Actor(color, shape, radius, *first, direction), bar]
   near_first = [1, 0]
   if two:
-    back = {"right": "left", "left": "right", "up": "down", "down": "up"}[direction]
     kind = brief.other([back], [color, bar.color])
     size = rng.uniform(*brief.config.radius) * 0.5
     path = _cross(brief, brief.room(kind[1], size), -unit_2, axis, rng.uniform(0.65, 0.8))

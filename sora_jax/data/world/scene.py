@@ -66,9 +66,23 @@ class Brief:
     return self.pick([t for t in self.config.triples(held_out) if t[2] in allowed])
 
   def other(self, directions: Sequence[str], taken: Sequence[str]) -> tuple[str, str, str]:
-    """Colour, shape, direction of a further object, never held out, of a colour not yet taken."""
-    triples = [t for t in self.config.triples(False) if t[2] in directions]
+    """Colour, shape, direction of a further object, one of `others`, of a colour not yet taken."""
+    triples = self.others(directions)
     return self.pick([t for t in triples if t[0] not in taken] or triples)
+
+  def others(self, directions: Sequence[str]) -> list[tuple[str, str, str]]:
+    """What a further object can be, never held out.
+
+    Its direction is one of the config's, or where these leave none, any of `directions`.
+    """
+    triples = [t for t in self.config.triples(False) if t[2] in directions]
+    return triples or [
+      (color, shape, direction)
+      for color in self.config.colors
+      for shape in self.config.shapes
+      for direction in directions
+      if not vocabulary.is_held_out(color, shape, direction)
+    ]
 
   def color(self, taken: Sequence[str]) -> str:
     """A colour that is not yet taken, where the config has one."""

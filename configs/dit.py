@@ -2,8 +2,15 @@
 
   python -m sora_jax.main --config=configs/dit.py:small --workdir=runs/dit_small
 
-Sizes: tiny, small (2 CPU cores, hours); s, b (one accelerator); l, xl, 3b, 10b (pods, days). Add
-`,smoke` for a minute on two cores with the true width and depth where memory allows, and with a
+Sizes: tiny, small (2 CPU cores, hours); s, b (one accelerator); l, xl, 3b, 10b (pods, days). From
+s on they read latents of the VAE `base`, which is not shipped: train it first, then name its work
+directory.
+
+  python -m sora_jax.main --config=configs/vae.py:base --workdir=runs/vae_base
+  python -m sora_jax.main --config=configs/dit.py:s --workdir=runs/dit_s \
+    --config.vae.weights=runs/vae_base
+
+Add `,smoke` for a minute on two cores with the true width and depth where memory allows, and with a
 narrow stand-in above `s`.
 """
 

@@ -1,4 +1,4 @@
-"""The shipped transformer: three legs, from one object in constant motion to everything there is.
+"""The shipped transformer, leg by leg, from one object in constant motion to everything there is.
 
   python -m sora_jax.main --config=configs/shipped.py:plain --workdir=runs/dit1 \
     --config.train.minutes=40
@@ -6,11 +6,14 @@
     --config.train.minutes=70 --config.train.init_from=runs/dit1
   python -m sora_jax.main --config=configs/shipped.py:large --workdir=runs/dit3 \
     --config.train.minutes=90 --config.train.init_from=runs/dit2
+  python -m sora_jax.main --config=configs/shipped.py:prompted --workdir=runs/dit4 \
+    --config.train.minutes=120 --config.train.init_from=runs/dit3
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
-tokens, for clips of up to 96x64 pixels; longer ones are left out.
+tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts, and
+image and video prompts, on the sizes of aspects.
 The shipped file has seen plain and aspects, the latter in five starts with a changing recipe, which
 its provenance tells; what it came to, and why, is in experiments/latents.
 Hardware: 2 CPU cores, hours. `smoke` takes a minute.
@@ -20,7 +23,7 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny
 
-SIZES = ("plain", "aspects", "large")
+SIZES = ("plain", "aspects", "large", "prompted")
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
 )  # fmt: skip
@@ -63,4 +66,13 @@ def get_config(arg: str = "plain") -> ConfigDict:
     w.seed = 2
     c.optimizer.lr = 2e-3
     d.rows, d.row_len, d.too_long = 4, 512, "skip"
+  if size == "prompted":
+    w.levels = (1, 3)
+    w.motions = ("constant",) * 8 + ("bounce", "gravity", "cut") * 2
+    w.styles = ("plain",) * 6 + ("outline", "hatched", "night")
+    w.frames = (9, 17, 17)
+    w.seed = 3
+    w.num_clips = 16384
+    c.optimizer.lr = 2e-3
+    d.prompts.on, d.max_slots = True, 24
   return base.smoke(c) if smoke else c

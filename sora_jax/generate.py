@@ -17,6 +17,7 @@ verbs take several --seed. What they are given comes back bit by bit (in a .mkv;
 """
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -77,16 +78,33 @@ def run(verbs: list[str]) -> list[pathlib.Path]:
 
 
 def check_flags(verb: str) -> None:
-  """Raises a ValueError for files that the verb needs and lacks, or has and does not take."""
-  for name in ("image", "video", "start", "end", "mask"):
-    value, takes = flags.FLAGS[name].value, name in MEDIA.get(verb, ())
-    if takes and not value:
+  """Raises a ValueError for flags that the verb needs and lacks, or does not take; bad numbers."""
+  takes = TAKES.get(verb, ()) + MEDIA.get(verb, ())
+  for name in sorted({name for names in (*TAKES.values(), *MEDIA.values()) for name in names}):
+    if flags.FLAGS[name].present and name not in takes:
+      users = [other for other in (*TAKES, *MEDIA) if name in TAKES[other] + MEDIA.get(other, ())]
+      raise ValueError(
+        f"--{name}={flags.FLAGS[name].value} is not for {verb}; it belongs to "
+        f"{', '.join(dict.fromkeys(users))}"
+      )
+  for name in MEDIA.get(verb, ()):
+    if not flags.FLAGS[name].value:
       raise ValueError(f"--{name} is missing; {verb} needs a file there")
-    if value and not takes:
-      users = " and ".join(other for other, names in MEDIA.items() if name in names)
-      raise ValueError(f"--{name}={value} is not for {verb}; it belongs to {users}")
-  if not 0 <= STRENGTH.value <= 1:
-    raise ValueError(f"--strength={STRENGTH.value}; it must lie between 0 and 1")
+  if not 0 <= STRENGTH.value <= 1 or (FROM.value and not STRENGTH.value):
+    raise ValueError(f"--strength={STRENGTH.value}; it must lie between 0 and 1 (--from: above 0)")
+  if STEPS.value is not None and STEPS.value < 1:
+    raise ValueError(f"--steps={STEPS.value}; a sample needs at least 1 solver step")
+  for flag in (GUIDANCE, IMAGE_GUIDANCE):
+    if flag.value is not None and not math.isfinite(flag.value):
+      raise ValueError(f"--{flag.name}={flag.value}; it must be a number, 1 = off")
+  if FPS.value is not None and not 0 < FPS.value <= 1000:
+    raise ValueError(f"--fps={FPS.value}; it must be above 0, at most 1000")
+  for name, flag in (("frames", FRAMES), ("seed", SEED)):
+    for value in flag.value or ():
+      if value < (name == "frames"):
+        raise ValueError(f"--{name}={value}; it must be at least {int(name == 'frames')}")
+  if verb == "image" and set(FRAMES.value or [1]) != {1}:
+    raise ValueError(f"--frames={max(FRAMES.value)} is not for image, which makes one; use text")
 
 
 def from_media(verb: str) -> list[pathlib.Path]:
@@ -121,13 +139,11 @@ def read_given(verb: str) -> dict:
   for flag in (PROMPT, SIZE, FRAMES):
     if flag.value and len(flag.value) > 1:
       raise ValueError(f"--{flag.name} is given {len(flag.value)} times; {verb} makes one video")
-  if FRAMES.value and FRAMES.value[0] < 1:
-    raise ValueError(f"--frames={FRAMES.value[0]}; it must be at least 1")
   files = {name: clips.decode(flags.FLAGS[name].value) for name in MEDIA[verb]}
   rates = [found.fps for name, found in files.items() if found.fps and name != "mask"]
   given = {name: found.video_THWC for name, found in files.items()}
   given["prompt"] = PROMPT.value[0] if PROMPT.value else ""
-  given["fps"] = FPS.value or next(iter(rates), None)
+  given["fps"] = next(iter(rates), None) if FPS.value is None else FPS.value
   if SIZE.value:
     given["size"] = parse_size(SIZE.value[0])
   elif verb == "outpaint":
@@ -143,6 +159,15 @@ def read_given(verb: str) -> dict:
   return given
 
 
+TAKES = {
+  "text": ("frames", "draft", "from", "strength"), "image": ("frames", "draft", "from", "strength"),
+  "animate": ("frames", "at", "image_guidance"),
+  "extend": ("forward", "backward", "image_guidance"),
+  "loop": ("frames", "image_guidance"), "connect": ("frames", "image_guidance"),
+  "edit": ("strength",), "inpaint": ("image_guidance",), "outpaint": ("image_guidance",),
+  "interpolate": ("factor", "image_guidance"),
+}  # fmt: skip
+"""Flags that some verbs take and others do not, beside files."""
 VALUES = {
   "at": ("animate",), "forward": ("extend",), "backward": ("extend",), "strength": ("edit",),
   "factor": ("interpolate",),
@@ -175,6 +200,8 @@ def from_text(verb: str) -> list[pathlib.Path]:
   for path, video in zip(paths, videos):
     writing.write_video(path, video, fps)
     say(f"wrote {path}: {len(video)} frames of {video.shape[2]}x{video.shape[1]}")
+  for path in paths:
+    notes_path(path).unlink(missing_ok=True)  # of a draft that bore this name
   if DRAFT.value:
     remember(paths, arguments, fps)
   say(f"done in {time.monotonic() - began:.1f} s")
@@ -201,18 +228,12 @@ def read_flags(verb: str) -> dict:
     "frames": FRAMES.value or [1 if verb == "image" else default_frames(extension, video)],
     "seed": SEED.value or notes.get("seed") or [0],
   }
-  for name, low in (("frames", 1), ("seed", 0)):
-    for value in given[name]:
-      if value < low:
-        raise ValueError(f"--{name}={value}; it must be at least {low}")
   if extension == ".png" and set(given["frames"]) != {1}:
     raise ValueError(
       f"--frames={max(given['frames'])} with --out={OUT.value}; a .png holds one frame: "
       "drop --frames, or write .mp4, .mkv or .gif"
     )
   fps = notes.get("fps") if FPS.value is None else FPS.value
-  if fps is not None and not 0 < fps <= 1000:
-    raise ValueError(f"--fps={fps}; it must be above 0, at most 1000")
   return spread(given) | {"fps": fps, "draft_video": video}
 
 
@@ -260,7 +281,10 @@ def read_draft(name: str):
   """The pixels of a draft, and what was noted beside it when it was made ({} if nothing was)."""
   decoded = clips.decode(name)
   path = notes_path(pathlib.Path(name))
-  notes = json.loads(path.read_text()) if path.is_file() else {}
+  try:
+    notes = json.loads(path.read_text()) if path.is_file() else {}
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged ({error}); delete it and give --prompt") from error
   fps = decoded.fps if decoded.fps else None
   return decoded.video_THWC, {"fps": fps, **notes}
 

@@ -1,4 +1,4 @@
-"""Test policy: strict ranks and dtypes of JAX, warnings as errors, one seed."""
+"""Test policy: on the CPU, XLA compiles fast, ranks are never promoted; one key, real media."""
 
 import os
 import pathlib

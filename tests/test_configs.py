@@ -7,6 +7,8 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
@@ -14,7 +16,9 @@ from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.nn import dit_config as dit_lib
 from sora_jax.nn import text as text_lib
 from sora_jax.nn import vae as vae_lib
+from sora_jax.nn.dit import DiT
 from sora_jax.nn.vae_losses import LossConfig
+from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
 from sora_jax.tasks import build
 from sora_jax.tasks.text_to_video import DiffusionConfig
@@ -27,7 +31,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = {
   "tiny": ("", "smoke"),
   "tiny_clips": ("", "smoke"),
-  "shipped": ("plain", "aspects", "large", "plain,smoke", "large,smoke"),
+  "shipped": ("plain", "aspects", "large", "prompted", "plain,smoke", "prompted,smoke"),
   "vae": (*vae_lib.SIZES, "tiny_second") + tuple(f"{s},smoke" for s in vae_lib.SIZES),
   "dit": (*dit_lib.SIZES,) + tuple(f"{s},smoke" for s in dit_lib.SIZES),
 }
@@ -82,7 +86,31 @@ def test_sizes_reach_the_model(size):
   assert c.text.width == dit_lib.SIZES[size]["text_width"]
 
 
-@pytest.mark.parametrize("leg", ["aspects", "large"])
+MILLIONS = {
+  "tiny": 1.917, "small": 5.363, "s": 30.49, "b": 120.9, "l": 416.2, "xl": 613.7, "3b": 2962,
+  "10b": 10943,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", dit_lib.SIZES)
+def test_the_transformers_that_configs_build_have_their_parameters(size):
+  given = config_of("dit", size).to_dict()
+  c = dit_config(given)
+  if given["model"]["precondition"]:  # training takes both from the VAE; their values add nothing
+    c = dataclasses.replace(c, spread=(1.0,) * c.out_channels, level=(1.0,) * c.out_channels)
+
+  def make():
+    """Parameters for one row of 8 tokens, with 4 of text."""
+    tables = packing.place([[((1, 2, 2), 0.0)]], 8, 1)
+    layout = packing.layout_of(tables | {"text_segment": np.zeros((1, 4), np.int32)})
+    tokens, text = jnp.zeros((1, 8, c.cells * c.in_channels)), jnp.zeros((1, 4, c.text_width))
+    return DiT(c).init(jax.random.key(0), tokens, jnp.zeros((1, 1)), layout, text)
+
+  count = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(make)))
+  assert count == pytest.approx(1e6 * MILLIONS[size], rel=0.01)
+
+
+@pytest.mark.parametrize("leg", ["aspects", "large", "prompted"])
 def test_legs_of_the_shipped_transformer_train_one_model_on_rows_that_fit(leg, tmp_path):
   first, later = config_of("shipped", "plain").to_dict(), config_of("shipped", leg).to_dict()
   assert first["model"] == later["model"] and first["text"] == later["text"]

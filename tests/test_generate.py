@@ -37,6 +37,7 @@ def run(model_folder):
     try:
       for name, value in {"model": model_folder, **values}.items():
         flags.FLAGS[name].value = value
+        flags.FLAGS[name].present = 1
       return generate.run(list(verbs))
     finally:
       flagsaver.restore_flag_values(saved)
@@ -144,6 +145,13 @@ def test_an_image_is_one_frame_and_several_seeds_make_several_videos(run, media,
     ("connect", {"start": "a", "end": "b", "frames": [8]}, "frames is 8, but the clips have 5"),
     ("inpaint", {"video": "b", "mask": "a"}, "mask has 5 frames"),
     ("loop", {"video": "a", "size": ["8x8", "9x9"]}, "--size is given 2 times"),
+    ("extend", {"video": "a", "forward": 1, "fps": 0.0}, "--fps=0.0; it must be above 0"),
+    ("extend", {"video": "a", "forward": 1, "frames": [33]}, "--frames=.33. is not for extend"),
+    ("edit", {"video": "a", "draft": True}, "--draft=True is not for edit; it belongs to text"),
+    ("edit", {"video": "a", "guidance": float("nan")}, "--guidance=nan; it must be a number"),
+    ("image", {"frames": [5]}, "--frames=5 is not for image"),
+    ("text", {"draft": True, "steps": -3}, "--steps=-3; a sample needs"),
+    ("text", {"from": "a", "strength": 0.0}, "--strength=0.0; .*above 0"),
   ],
 )  # fmt: skip
 def test_mistakes_with_files_are_named(run, media, tmp_path, verb, values, message):
@@ -177,6 +185,17 @@ def test_mistakes_are_named(run, tmp_path, values, message):
   with pytest.raises(ValueError, match=message):
     run(**{**good, **values})
   assert not list(tmp_path.iterdir())
+
+
+def test_notes_of_drafts_are_named_when_damaged_and_go_with_their_draft(run, tmp_path):
+  draft = tmp_path / "draft.mkv"
+  run(prompt=[PROMPT], size=["16x8"], frames=[1], draft=True, out=str(draft))
+  notes = generate.notes_path(draft)
+  notes.write_text("{")
+  with pytest.raises(ValueError, match=f"{notes.name} is damaged .*give --prompt"):
+    run(**{"from": str(draft)}, out=str(tmp_path / "full.mkv"))
+  run(prompt=[PROMPT], size=["8x8"], frames=[1], out=str(draft))
+  assert not notes.exists()
 
 
 def test_errors_leave_the_command_in_one_line(monkeypatch):

@@ -1,5 +1,6 @@
 """The command line: a whole job of either task in miniature, resumed; mistakes before any work."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -15,6 +16,7 @@ from sora_jax import load, main
 from sora_jax.data import writing
 from sora_jax.data.records import ShardSource
 from sora_jax.nn import vae as vae_lib
+from sora_jax.nn.vae_losses import LossConfig
 from sora_jax.tasks import build
 from sora_jax.train import metrics, provenance
 from sora_jax.weights import folder, store
@@ -153,12 +155,48 @@ def test_vae_trains_then_serves_a_second_leg(tmp_path):
     ({"diffusion__prediction": "v"}, r"precondition is for networks that predict data"),
     ({"diffusion__prediction": "z"}, r"config.diffusion: prediction is 'z'"),
     ({"train__init_from": "nowhere"}, r"no model 'nowhere'"),
+    ({"evaluation__frames": 200}, r"config.evaluation: frames: got \(200,\); must be .* 1 to 65"),
+    ({"evaluation__sizes": ((4, 4),)}, r"config.evaluation: sizes: got 4x4; .* at least 8 pixels"),
+    ({"evaluation__sizes": (32, 32)}, r"config.evaluation: sizes is \(32, 32\); give .* pairs"),
+    ({"evaluation__guidance": float("nan")}, r"config.evaluation: guidance is nan; it must be"),
+    ({"train__accumulate": 3}, r"config.train.accumulate is 3.*config.data.rows is 2.*divides"),
+    ({"train__mesh": (7, 1, 1, 1)}, r"config.train.mesh: mesh \(7, 1, 1, 1\) .* does not fit"),
+    ({"model__depth": 0}, r"config.model: depth is 0; it must be at least 1"),
+    ({"model__heads": 0}, r"config.model: heads is 0; it must be at least 1"),
+    ({"model__scan_unroll": 0}, r"config.model: scan_unroll is 0; it must be at least 1"),
+    ({"model__time_features": 0}, r"config.model: time_features is 0; it must be at least 1"),
+    ({"model__mlp_ratio": 0.0}, r"config.model: mlp_ratio is 0.0; it must be above 0"),
+    ({"model__patch": (2, 2)}, r"config.model: patch is \(2, 2\); it must be three whole"),
+    ({"model__patch": (1, 0, 2)}, r"config.model: patch is \(1, 0, 2\); it must be three"),
   ],
 )
 def test_impossible_configs_fail_before_anything_is_built(tmp_path, vae_file, changes, message):
   with pytest.raises(ValueError, match=message):
     main.run(config_of("tiny", vae_file, **changes), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"vae__sizes": ((16, 14),)}, r"config.vae.sizes has \(16, 14\).*multiples of \d"),
+    ({"vae__sizes": (16, 16)}, r"config.vae.sizes has 16; .*\(width, height\)"),
+    (
+      {"vae__loss": dataclasses.asdict(LossConfig(perceptual=0.1))},
+      r"config.vae.loss.perceptual is 0.1.*set it to 0",
+    ),
+    ({"train__accumulate": 3}, r"config.train.accumulate is 3.*batch.* of 2 clips.*divides"),
+  ],
+)
+def test_impossible_configs_of_the_vae_fail_before_anything_is_built(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    main.run(config_of("vae", **changes), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_shipped_size_that_is_missing_says_how_to_train_it():
+  with pytest.raises(ValueError, match="'base'.*train configs/vae.py:base.*--config.vae.weights"):
+    build.load_autoencoder("base")
 
 
 def test_preconditioning_without_statistics_of_the_latents_is_refused(tmp_path, vae_file):

@@ -17,7 +17,7 @@ from sora_jax.nn.dit_blocks import Block, Head, Shared
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.layers import Linear
 from sora_jax.ops import attention as attention_ops
-from sora_jax.ops import packing, positions, precondition
+from sora_jax.ops import block_attention, packing, positions, precondition
 from sora_jax.ops.packing import Layout
 
 
@@ -29,7 +29,7 @@ class DiT(nn.Module):
   """
 
   config: DiTConfig
-  attention: attention_ops.Attention = attention_ops.attention
+  attention: attention_ops.Attention = block_attention.attend
 
   @nn.compact
   def __call__(

@@ -75,6 +75,7 @@ class DiTConfig:
   dtype: str = "float32"
 
   def __post_init__(self):
+    self._check_numbers()
     for name in ("patch", "rotary_scale", "spread", "level"):
       object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, if read from JSON
     allowed = {
@@ -101,6 +102,19 @@ class DiTConfig:
       positions.axis_sizes(self.head_size)
     elif self.width % 4:
       raise ValueError(f"position='sincos' needs a width that is a multiple of 4: {self.width}")
+
+  def _check_numbers(self):
+    """Raises a ValueError for a count below one, an empty MLP or a patch that is none."""
+    for name in ("width", "depth", "heads", "time_features", "scan_unroll"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+    if not self.mlp_ratio > 0:
+      raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0")
+    patch = self.patch if isinstance(self.patch, Sequence) else ()
+    if len(patch) != 3 or any(not isinstance(p, int) or p < 1 for p in patch):
+      raise ValueError(
+        f"patch is {self.patch!r}; it must be three whole numbers (t, h, w) from 1, like (1, 2, 2)"
+      )
 
   @property
   def head_size(self) -> int:

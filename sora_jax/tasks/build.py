@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from sora_jax import sharding
 from sora_jax.data import tokenizers
 from sora_jax.data.packing import TokenDrop
 from sora_jax.data.pipeline import PipelineConfig
@@ -79,6 +81,10 @@ class EvaluationConfig:
       raise ValueError(f"solver is {self.solver!r}; allowed: {', '.join(SOLVERS)}")
     if min(self.prompts, self.steps, self.batches) < 1 or self.frames < 0:
       raise ValueError("prompts, steps and batches must be at least 1, frames at least 0")
+    if any(not isinstance(size, list | tuple) or len(size) != 2 for size in self.sizes):
+      raise ValueError(f"sizes is {self.sizes}; give (width, height) pairs, like ((32, 32),)")
+    if not math.isfinite(self.guidance):
+      raise ValueError(f"guidance is {self.guidance}; it must be a number, 1 = off")
 
 
 def check(config: Mapping, workdir: Path) -> "Plan":
@@ -101,13 +107,16 @@ def check(config: Mapping, workdir: Path) -> "Plan":
     world=world_config(config) if data["source"] == "world" else None,
     processes=data["processes"],
   )
+  check_mesh(config["train"]["mesh"])
+  evaluation = typed(EvaluationConfig, "evaluation", config["evaluation"])
+  check_evaluation(evaluation, source.world)
   maker = text_to_video if config["task"] == "text_to_video" else vae
   file = "vae.safetensors" if config["task"] == "vae" else "dit.safetensors"
   return Plan(
     init_from=init_from(config, file),
     optimizer=typed(OptimizerConfig, "optimizer", config["optimizer"]),
     clips=source,
-    evaluation=typed(EvaluationConfig, "evaluation", config["evaluation"]),
+    evaluation=evaluation,
     make=maker(config, source),
   )
 
@@ -126,20 +135,72 @@ class Plan(NamedTuple):
   make: functools.partial
 
 
+def check_mesh(shape: tuple) -> None:
+  """Raises a ValueError if the devices that are there do not make this mesh."""
+  try:
+    sharding.make_mesh(shape)
+  except ValueError as error:
+    raise ValueError(f"config.train.mesh: {error}") from error
+
+
+def check_evaluation(evaluation: EvaluationConfig, world: WorldConfig | None) -> None:
+  """Raises a ValueError if the world cannot show the sizes and lengths that are to be sampled."""
+  if world is None:
+    return
+  sizes, frames = evaluation.sizes or world.sizes, evaluation.frames or max(world.frames)
+  try:
+    dataclasses.replace(world, sizes=sizes, frames=frames)
+  except ValueError as error:
+    raise ValueError(f"config.evaluation: {error}") from error
+
+
+def check_accumulate(config: Mapping, clips: int, what: str) -> None:
+  """Raises a ValueError if a batch cannot be split into `train.accumulate` equal parts."""
+  parts = config["train"]["accumulate"]
+  if parts < 1 or clips % parts:
+    raise ValueError(
+      f"config.train.accumulate is {parts}, but {what}; choose one that divides it, or 1"
+    )
+
+
+def check_cuts(config: Mapping, spatial: int) -> None:
+  """Raises a ValueError for sizes of cuts that the VAE, of this spatial factor, cannot take."""
+  for size in config["vae"]["sizes"]:
+    pair = isinstance(size, list | tuple) and len(size) == 2
+    if not pair or any(not isinstance(n, int) or n < 1 or n % spatial for n in size):
+      raise ValueError(
+        f"config.vae.sizes has {size}; each must be a (width, height) in multiples of {spatial},"
+        f" which is a latent cell of vae.size={config['vae']['size']!r}"
+      )
+
+
 def vae(config: Mapping, source: ClipsConfig) -> functools.partial:
   """Checks the sections that the VAE's training reads; returns its maker."""
   c = config["vae"]
   if c["size"] not in vae_lib.SIZES:
     raise ValueError(f"config.vae.size is {c['size']!r}; allowed: {', '.join(vae_lib.SIZES)}")
   network = vae_lib.CausalVAE(vae_lib.SIZES[c["size"]])
+  check_cuts(config, network.config.spatial)
   video = typed(
     VideoConfig, "vae", part(c, "sizes", "frames", "batch_pixels"),
     seed=config["train"]["seed"], crop=config["data"]["crop"], workers=config["data"]["workers"],
     prefetch=2, host_index=jax.process_index(), host_count=jax.process_count(),
   )  # fmt: skip
+  for bucket in video.buckets:
+    clips = video.batch_size(bucket)
+    batch = f"{bucket.t} frames of {bucket.w}x{bucket.h}"
+    check_accumulate(
+      config, clips, f"config.vae.batch_pixels makes a batch, {batch}, of {clips} clips"
+    )
+  losses = typed(vae_losses.LossConfig, "vae.loss", c["loss"])
+  if losses.perceptual:
+    raise ValueError(
+      f"config.vae.loss.perceptual is {losses.perceptual}, but a config cannot name the function "
+      "that it weighs: set it to 0, or hand VaeTask(perceptual=...) one in code"
+    )
   parts = {
     "network": network,
-    "losses": typed(vae_losses.LossConfig, "vae.loss", c["loss"]),
+    "losses": losses,
     "noise": NoiseConfig(c["latent_noise"], c["noise_from"]),
     "video": video,
     "isometric": c["isometric"],
@@ -185,6 +246,7 @@ def text_to_video(config: Mapping, source: ClipsConfig) -> functools.partial:
     in_channels=patchify.cell_channels(Z, f_t), classes=0,
   )  # fmt: skip
   pipeline = pipeline_config(config, model.patch, f_t)
+  check_accumulate(config, pipeline.rows, f"config.data.rows is {pipeline.rows}")
   fits(source, pipeline, v)
   e = config["evaluation"]
   parts = {
@@ -290,9 +352,12 @@ def load_autoencoder(name: str) -> Autoencoder:
     places = [shipped[name] / "vae.safetensors"]
   path = next((place for place in places if place.is_file()), None)
   if path is None:
+    size = name if name in vae_lib.SIZES else "SIZE"
     raise ValueError(
       f"config.vae.weights is {name!r}: neither a shipped model"
-      f" ({', '.join(shipped) or 'none is shipped'}), nor a safetensors file, nor a folder with one"
+      f" ({', '.join(shipped) or 'none is shipped'}), nor a safetensors file, nor a folder with"
+      f" one; train configs/vae.py:{size} first, then give its work directory as"
+      " --config.vae.weights"
     )
   tree, config, _ = store.load(path)
   network = vae_lib.CausalVAE(vae_lib.VAEConfig(**folder_lib.frozen(config["network"])))

@@ -200,14 +200,19 @@ class TextToVideo:
 
   @functools.cached_property
   def _matrix_sizes(self) -> tuple[int, int]:
-    """Entries of the matrices that every latent token, and every text token, is multiplied with."""
+    """Entries of the matrices that every latent token, and every text token, is multiplied with.
+
+    What runs once per slot or segment (time, size, pooled text, modulation) is left out.
+    """
     shapes = jax.eval_shape(self.init, jax.random.key(0)) if self.init_from is None else (
       nn.meta.unbox(jax.eval_shape(self._init, jax.random.key(0)))
     )  # fmt: skip
     flat = flax.traverse_util.flatten_dict(shapes, sep="/")
     of_token = of_text = 0
+    per_segment = ("/time/", "/size/", "/pooled/")
     for name, leaf in flat.items():
-      if not (name.endswith("/kernel") or "/mlp_" in name) or "/time/" in name or "/size/" in name:
+      is_matrix = name.endswith("/kernel") or "/mlp_" in name
+      if not is_matrix or any(part in name for part in per_segment):
         continue
       if name.startswith("text/") or name.startswith("dit/text/") or "/kv/" in name:
         of_text += leaf.size

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class VaeTask:
   evaluate: clips of the validation set that are reconstructed whole, per size.
   isometric: export latents in which errors cost as many pixels in every direction, see
   `nn/vae_metric.py`.  init_from: a `vae.safetensors` whose weights start this leg, or None.
+  perceptual: (video, recon) in [-1, 1] -> scalar distance; needed where `losses.perceptual` is
+  above 0.
   """
 
   network: CausalVAE
@@ -60,6 +63,7 @@ class VaeTask:
   evaluate: int = 8
   isometric: bool = False
   init_from: Path | None = None
+  perceptual: Callable | None = None
   name: str = "vae"
 
   def init(self, key):
@@ -85,6 +89,7 @@ class VaeTask:
     terms = vae_losses.loss(
       video_BTHWC, recon_BTHWC, mean, logvar, self.losses,
       encode=lambda video: self.network.apply(frozen, video, method="encode")[0],
+      perceptual=self.perceptual,
     )  # fmt: skip
     clips = jnp.asarray(video_BTHWC.shape[0], jnp.float32)
     total = terms.pop("loss")

@@ -7,6 +7,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from absl import logging
 
+from sora_jax.train import metrics
 from sora_jax.train.state import TrainState
 
 MAY_CHANGE = (
@@ -113,12 +114,13 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 def keep_config(workdir: Path, config: dict) -> None:
   """Stores the config in a new work directory; in an old one, insists that it is the same.
 
-  Raises: ValueError that lists every key that differs, with both values.
+  Raises: ValueError that lists every key that differs, with both values, or that names a stored
+  config that cannot be read.
   """
   path = Path(workdir) / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True)
   if path.exists():
-    old, new = flatten(json.loads(path.read_text())), flatten(json.loads(text))
+    old, new = flatten(_read_config(path)), flatten(json.loads(text))
     lines = []
     for name in sorted(old.keys() | new.keys()):
       allowed = any(name == m or (m.endswith(".") and name.startswith(m)) for m in MAY_CHANGE)
@@ -131,4 +133,14 @@ def keep_config(workdir: Path, config: dict) -> None:
         + ". Change these back to resume, or start with another --workdir."
       )
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text + "\n")
+  metrics.write_whole(path, text + "\n")
+
+
+def _read_config(path: Path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is not JSON ({error}). If you are sure that the config is the one that this run was"
+      " started with, delete it to resume; or start with another --workdir."
+    ) from error

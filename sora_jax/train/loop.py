@@ -175,6 +175,13 @@ class _Runner:
     if not self.config.minutes:
       state = self._with_total(state, self.config.steps)
     logging.info("resumed from step %d", int(state.step))
+    if self.config.minutes and state.step == state.total_steps:
+      logging.warning(
+        "the run in %s had finished after %d steps, and its schedule with it: there is nothing to"
+        " train, whatever train.minutes is. To train on, start another leg: another --workdir with"
+        " --config.train.init_from=%s",
+        self.workdir, int(state.step), self.workdir,
+      )  # fmt: skip
     return state, notes
 
   def _with_total(self, state: TrainState, total: int) -> TrainState:

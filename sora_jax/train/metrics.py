@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -10,6 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.train.task import Cost
+
+
+def write_whole(path: Path, text: str) -> None:
+  """Makes `text` the content of a file, whole or not at all; leaves a file that has it alone."""
+  path = Path(path)
+  if path.exists() and path.read_bytes() == text.encode():
+    return
+  temporary = path.with_name(f".{path.name}.tmp")
+  temporary.write_text(text)
+  os.replace(temporary, path)
 
 
 class Writer:
@@ -23,7 +34,7 @@ class Writer:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
       kept = [line for line in read(path) if line["step"] <= first_step]
-      path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+      write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = path.open("a")
 
   def write(self, step: int, values: dict) -> None:

@@ -124,6 +124,7 @@ def make(config: OptimizerConfig, axes: Any = None) -> optax.GradientTransformat
   parts.append(
     contrib.muon(
       config.matrix_lr_ratio,
+      eps=config.eps,
       weight_decay=config.weight_decay,
       adam_b1=config.b1,
       adam_b2=config.b2,

@@ -285,6 +285,10 @@ def test_a_fresh_network_predicts_zero_and_learns():
     (dict(modulation="lora"), "modulation='lora'; choose one of single, full"),
     (dict(mlp_activation="swish"), "mlp_activation='swish'; choose one of gelu_tanh"),
     (dict(heads=12), "even head size of at least 6, got 2"),
+    (dict(heads=0), "heads is 0; it must be at least 1"),
+    (dict(depth=0), "depth is 0; it must be at least 1"),
+    (dict(mlp_ratio=-1.0), "mlp_ratio is -1.0; it must be above 0"),
+    (dict(patch=(1, 2)), r"patch is \(1, 2\); it must be three whole numbers"),
   ],
 )
 def test_impossible_configs_are_refused(options, message):

@@ -80,9 +80,9 @@ def close(a, b, tolerance=1e-5):
 
 @pytest.mark.parametrize(
   "size, millions, temporal, spatial",
-  [("nano", 0.157, 2, 4), ("base", 56.52, 4, 8), ("xl", 126.89, 4, 8)],
+  [("nano", 0.157, 2, 4), ("tiny", 1.715, 4, 4), ("base", 56.52, 4, 8), ("xl", 126.89, 4, 8)],
 )
-def test_published_sizes_have_their_parameters(size, millions, temporal, spatial):
+def test_sizes_have_their_parameters(size, millions, temporal, spatial):
   shapes = jax.eval_shape(lambda k: vae.init(SIZES[size], k), jax.random.key(0))
   count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
   assert abs(count / 1e6 / millions - 1) < 5e-3

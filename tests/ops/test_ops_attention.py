@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sora_jax.nn.dit import DiT
 from sora_jax.ops.attention import attention, reference_attention
-from sora_jax.ops.block_attention import block_attention
+from sora_jax.ops.block_attention import LONG, attend, block_attention
 from sora_jax.ops.block_plan import block_plan, shared_blocks
 
 IMPLEMENTATIONS = {
@@ -121,6 +122,16 @@ def test_the_plan_holds_every_pair_that_shares_a_segment(cross):
   assert needed <= set(pairs)
   if not cross:
     assert needed == set(pairs)
+
+
+@pytest.mark.parametrize("row_len, dense", [(1024, True), (4096, False)])
+def test_long_rows_hold_no_square_of_scores(row_len, dense):
+  assert DiT.attention is attend and (row_len**2 <= LONG) == dense
+  x = jax.ShapeDtypeStruct((1, row_len, 2, 8), jnp.float32)
+  segment = jax.ShapeDtypeStruct((1, row_len), jnp.int32)
+  compiled = jax.jit(attend).lower(x, x, x, segment, segment).compile()
+  square = 4 * 2 * row_len**2
+  assert (compiled.memory_analysis().temp_size_in_bytes > square / 8) == dense
 
 
 def test_the_plan_of_equal_clips_is_their_diagonal():

@@ -148,6 +148,7 @@ def test_every_parameter_has_named_axes(task):
 
 
 def test_cost_counts_real_tokens_and_pairs_within_segments(task):
+  task = make(dit=DiT(dataclasses.replace(task.dit.config, pooled_text=True)))
   batch = next(task.batches())
   cost = task.cost(batch)
   assert cost.tokens == (batch["segment"] > 0).sum()

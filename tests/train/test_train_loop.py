@@ -1,8 +1,12 @@
 """The loop: exact resume, refusal of what is not finite, budgets, signals, files."""
 
+import dataclasses
+import functools
 import json
+import logging
 import os
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -101,6 +105,17 @@ def test_time_budget_ends_the_schedule(tmp_path):
   assert int(out.state.total_steps) == out.step
 
 
+def test_a_finished_timed_run_says_how_to_train_on(tmp_path, caplog):
+  budget = config(minutes=0.001, steps=10**6, save_every=10**6)
+  first = loop.run(Toy(), budget, ADAM, tmp_path)
+  assert "had finished" not in caplog.text
+  with caplog.at_level(logging.WARNING, "absl"):
+    again = loop.run(Toy(), dataclasses.replace(budget, minutes=1.0), ADAM, tmp_path)
+  assert again.finished and again.step == first.step
+  (line,) = (r.getMessage() for r in caplog.records if "had finished" in r.getMessage())
+  assert f"after {first.step} steps" in line and f"train.init_from={tmp_path}" in line
+
+
 def test_learns_logs_and_evaluates(tmp_path):
   out = loop.run(
     Toy(), config(steps=300, log_every=50, eval_every=100, save_every=1000), ADAM, tmp_path
@@ -140,6 +155,60 @@ def test_config_of_a_work_directory_is_kept(tmp_path):
   with pytest.raises(ValueError, match=r"model.width: 64 -> 32"):
     checkpoint.keep_config(tmp_path, {"model": {"width": 32}, "train": {"steps": 9}})
   assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 9
+
+
+def test_a_config_cut_short_is_named_with_the_remedy(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text('{"model": {"wid')
+  with pytest.raises(ValueError, match=r"config\.json is not JSON.* delete it"):
+    checkpoint.keep_config(tmp_path, {"model": {"width": 64}})
+  assert path.read_text() == '{"model": {"wid'
+
+
+def rewrite_config(folder, changed):
+  checkpoint.keep_config(folder, {"train": {"steps": 9 if changed else 5}})
+
+
+def rewrite_metrics(folder, changed):
+  metrics.Writer(folder / "metrics.jsonl", 1 if changed else 2).close()
+
+
+@pytest.fixture(params=[("config.json", rewrite_config), ("metrics.jsonl", rewrite_metrics)])
+def kept_file(request, tmp_path):
+  """A file of a work directory, and what rewrites it when the run is started again."""
+  name, rewrite = request.param
+  checkpoint.keep_config(tmp_path, {"train": {"steps": 5}})
+  writer = metrics.Writer(tmp_path / "metrics.jsonl")
+  for step in (1, 2):
+    writer.write(step, {"loss": 0.5})
+  writer.close()
+  return tmp_path / name, functools.partial(rewrite, tmp_path)
+
+
+def test_a_start_killed_while_it_writes_leaves_the_old_file(kept_file, monkeypatch):
+  path, rewrite = kept_file
+  before, write_text = path.read_text(), Path.write_text
+
+  def killed(self, text, *args, **kwargs):
+    write_text(self, text[: len(text) // 2], *args, **kwargs)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+      rewrite(changed=True)
+  assert path.read_text() == before
+  rewrite(changed=True)
+  assert path.read_text() != before
+  assert {p.name for p in path.parent.iterdir()} == {"config.json", "metrics.jsonl"}
+
+
+def test_a_start_that_changes_nothing_writes_nothing(kept_file):
+  path, rewrite = kept_file
+  before = path.stat()
+  rewrite(changed=False)
+  after = path.stat()
+  assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 @pytest.mark.parametrize("name", ["steps", "accumulate", "keep"])

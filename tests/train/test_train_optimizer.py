@@ -46,6 +46,17 @@ def test_learning_rate_has_the_right_ends(decay):
   assert rate(55) == pytest.approx(middle)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_eps_reaches_adam(name):
+  params, grads = {"bias": jnp.zeros(2)}, {"bias": jnp.ones(2)}
+  steps = []
+  for eps in (1e-8, 1.0):  # a gradient of one is divided by 1 + eps
+    transform = lib.make(OptimizerConfig(name=name, eps=eps, clip_norm=0.0))
+    updates, _ = transform.update(grads, transform.init(params), params)
+    steps.append(updates["bias"])
+  np.testing.assert_allclose(steps[1], steps[0] / 2, rtol=1e-4)
+
+
 def test_muon_takes_matrices_and_leaves_tables_to_adam():
   params = {
     "blocks": {

@@ -13,7 +13,7 @@ plain: all colours, shapes, directions and backgrounds, one object in constant m
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
 tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts, and
-image and video prompts, on the sizes of aspects.
+image and video prompts, on the sizes of aspects and 96x64.
 The shipped file has seen plain and aspects, the latter in five starts with a changing recipe, which
 its provenance tells; what it came to, and why, is in experiments/latents.
 Hardware: 2 CPU cores, hours. `smoke` takes a minute.
@@ -70,9 +70,11 @@ def get_config(arg: str = "plain") -> ConfigDict:
     w.levels = (1, 3)
     w.motions = ("constant",) * 8 + ("bounce", "gravity", "cut") * 2
     w.styles = ("plain",) * 6 + ("outline", "hatched", "night")
+    w.sizes = SMALL[:1] + 2 * ASPECTS + ((96, 64), (64, 96))
     w.frames = (9, 17, 17)
     w.seed = 3
     w.num_clips = 16384
     c.optimizer.lr = 2e-3
+    d.rows, d.row_len = 4, 512
     d.prompts.on, d.max_slots = True, 24
   return base.smoke(c) if smoke else c

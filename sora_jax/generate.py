@@ -274,7 +274,7 @@ def out_paths(out: str, number: int) -> list[pathlib.Path]:
 
 def notes_path(path: pathlib.Path) -> pathlib.Path:
   """Where a draft's prompt and full size are kept."""
-  return path.with_name(path.name + ".json")
+  return path.with_name(path.name + ".draft.json")  # X.mp4.json may be somebody's captions
 
 
 def read_draft(name: str):

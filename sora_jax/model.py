@@ -203,20 +203,28 @@ class Model(verbs.Verbs):
     d = self.defaults
     method = Method(solver=solver or d["solver"], steps=d["steps"] if steps is None else steps)
     guidance = d["guidance"] if guidance is None else guidance
+    for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
+      if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be a number, 1 = off")
     requests = [
       self._prompted(line, int(seed), sample, float(guidance), float(image_guidance))
       for line, seed in zip(lines, seeds)
     ]
     report = progress or (lambda line: None)
-    report(f"sampling {len(requests)} videos, {method.steps} steps of {method.solver}")
-    latents = self.sampler(
-      self._params, requests, method, lambda done, rows: report(f"sampled row {done} of {rows}")
-    )
-    videos = []
-    for line, request, latent_thwZ in zip(lines, requests, latents):
-      unchanged = line.start_THWC is not None and line.strength == 0
-      latent_thwZ = request.start_latent if unchanged else latent_thwZ
-      videos.append(line.finish(self.decode(latent_thwZ, line.frames, line.size)))
+    # strength 0 keeps the start as the autoencoder gives it back: there is nothing to sample
+    latents = [r.start_latent if line.strength == 0 else None for line, r in zip(lines, requests)]
+    open_ones = [i for i, latent in enumerate(latents) if latent is None]
+    report(f"sampling {len(open_ones)} videos, {method.steps} steps of {method.solver}")
+    made = self.sampler(
+      self._params, [requests[i] for i in open_ones], method,
+      lambda done, rows: report(f"sampled row {done} of {rows}"),
+    )  # fmt: skip
+    for i, latent_thwZ in zip(open_ones, made):
+      latents[i] = latent_thwZ
+    videos = [
+      line.finish(self.decode(latent_thwZ, line.frames, line.size))
+      for line, latent_thwZ in zip(lines, latents)
+    ]
     return videos if several else videos[0]
 
   def encode(self, video_THWC: np.ndarray) -> np.ndarray:
@@ -298,7 +306,7 @@ class Model(verbs.Verbs):
     return Request(
       line.prompt, tuple(self.tokenizer.tokenize(line.prompt)),
       Grid(t // p.t, h // p.h, w // p.w), 0.0 if line.frames == 1 else float(line.fps),
-      seed, sample, guidance, start, 1.0 if start is None else max(line.strength, 1e-3), cells,
+      seed, sample, guidance, start, 1.0 if start is None else line.strength or 1.0, cells,
       canvas, image_guidance,
     )  # fmt: skip
 

@@ -194,8 +194,10 @@ def test_notes_of_drafts_are_named_when_damaged_and_go_with_their_draft(run, tmp
   notes.write_text("{")
   with pytest.raises(ValueError, match=f"{notes.name} is damaged .*give --prompt"):
     run(**{"from": str(draft)}, out=str(tmp_path / "full.mkv"))
+  captions = tmp_path / "draft.mkv.json"
+  captions.write_text("{}")
   run(prompt=[PROMPT], size=["8x8"], frames=[1], out=str(draft))
-  assert not notes.exists()
+  assert not notes.exists() and captions.exists()
 
 
 def test_errors_leave_the_command_in_one_line(monkeypatch):

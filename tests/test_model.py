@@ -214,7 +214,11 @@ def test_several_seeds_lead_to_several_videos_of_one_timeline(model):
 def test_an_edit_of_strength_0_is_the_autoencoder_s_reconstruction(model):
   some = clip(5)
   want = model.decode(model.encode(some))
-  np.testing.assert_array_equal(model.edit(some, PROMPT, 0.0), want)
+  lines = []
+  np.testing.assert_array_equal(model.edit(some, PROMPT, 0.0, progress=lines.append), want)
+  assert lines == ["sampling 0 videos, 4 steps of dpmpp_2m"]
+  with pytest.raises(ValueError, match="image_guidance is nan"):
+    model.edit(some, PROMPT, 0.5, image_guidance=float("nan"))
   assert (model.edit(some, PROMPT, 0.8) != want).any()
 
 

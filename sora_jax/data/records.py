@@ -4,7 +4,8 @@ A record is a safetensors container (tensors `video` uint8 [T, H, W, 3], `latent
 [t, h, w, Z], and of each prompt n `known_n` uint8 [t, h, w, F] and `canvas_n` float16
 [t, h, w, Z], all optional) whose metadata holds the rest as JSON; `docs/data.md` documents it to
 the byte. A set of shards is `PREFIX-00000-of-00004.array_record`, ... and `PREFIX.index.json`,
-which is written last: a folder without the index holds no finished set.
+which is written last: a folder without the index holds no finished set. Record and shard stay in
+one file although it is long: neither is read or written without the other.
 """
 
 import collections

@@ -40,7 +40,7 @@ setup(
       "pytest-xdist",
     ],
     "oracle": ["diffusers", "torch==2.13.0", "transformers"],
-    "tfds": ["importlib_resources", "tensorflow", "tensorflow-datasets"],
+    "tfds": ["importlib_resources", "tensorboard", "tensorflow", "tensorflow-datasets"],
     "dev": ["ruff"],
   },
 )

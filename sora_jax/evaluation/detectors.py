@@ -19,6 +19,7 @@ CONTRAST = 34.0  # least RGB distance between an object and its background
 EDGE = 0.45  # share of the contrast above which a pixel belongs to the object
 AREA = 0.008  # least area of an object, in squares of the short side
 PRESENT = 0.6  # share of frames that must show it
+SINGLE = 1.25  # connected parts per frame below which nothing is seen beside the object
 STILL = 0.07  # displacement over the clip below which nothing moves, in short sides
 SHADED = 40.0  # RGB distance that the darkened form of a colour costs when colours are named
 GRID = 29  # samples per side of a normalised silhouette
@@ -172,7 +173,8 @@ def score(detection: Detection, truth: dict) -> dict[str, bool]:
   """Whether each attribute of the main object is as a world clip's truth says.
 
   The direction of a motion that turns is that of the true path, read like the detected one; a
-  picture counts as right where no direction is read.
+  picture counts as right where no direction is read. "single" asks that nothing else is seen, of
+  clips with one object: of a second one, the other attributes would say nothing.
   """
   record = truth["objects"][0]
   direction = record["direction"]
@@ -183,6 +185,7 @@ def score(detection: Detection, truth: dict) -> dict[str, bool]:
     "color": detection.present and detection.color == record["color"],
     "shape": detection.present and detection.shape == record["shape"],
     "direction": detection.present and detection.direction == direction,
+    "single": detection.present and (detection.parts < SINGLE or len(truth["objects"]) > 1),
     "background": detection.background == truth["background"],
   }
   return found | {"all": all(found.values())}

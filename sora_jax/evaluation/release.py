@@ -19,7 +19,7 @@ Reconstruct = Callable[[np.ndarray], np.ndarray]
 Generate = Callable[..., list[np.ndarray]]
 """`Model.generate` with lists."""
 
-ATTRIBUTES = ("color", "shape", "direction")
+ATTRIBUTES = ("color", "shape", "direction", "single")
 CAP = 80.0
 """Most that one clip counts for in a mean of PSNR, in dB."""
 CLIPS = 8
@@ -72,7 +72,7 @@ def vae_check(reconstruct: Reconstruct) -> dict[str, float]:
 
 
 def dit_check(generate: Generate) -> dict[str, Any]:
-  """Right colours, shapes and directions of `CLIPS` samples, and the mean level of each sample."""
+  """`ATTRIBUTES` right in `CLIPS` samples, counted, and the mean level of each sample."""
   world = WorldConfig(motions="constant", split="test", seed=SEED)
   asked = [
     (size, *pair)

@@ -19,7 +19,7 @@ from sora_jax.train.task import Task
 
 SHOWN = 4
 """Samples of each size on the page."""
-ATTRIBUTES = ("color", "shape", "direction", "background", "all")
+ATTRIBUTES = ("color", "shape", "direction", "single", "background", "all")
 Generate = Callable[..., list[np.ndarray]]
 """`Model.generate`: lists of prompts, sizes and frames to videos, sampled packed."""
 

@@ -1,15 +1,21 @@
-"""TensorBoard events through clu, where TensorFlow is installed; elsewhere nothing."""
+"""TensorBoard events through clu, where TensorFlow and TensorBoard are installed; elsewhere nothing.
+
+TensorFlow 2.21 no longer brings TensorBoard with it, and clu's writer imports both.
+"""
 
 import importlib.util
 from pathlib import Path
 
 
+NEEDS = ("tensorflow", "tensorboard")
+
+
 class TensorBoard:
-  """Writes scalars for TensorBoard if TensorFlow can be imported, and is silent otherwise."""
+  """Writes scalars for TensorBoard if all it NEEDS is installed, and is silent otherwise."""
 
   def __init__(self, folder: Path):
     self._writer = None
-    if importlib.util.find_spec("tensorflow") is not None:
+    if all(importlib.util.find_spec(name) is not None for name in NEEDS):
       from clu import metric_writers
 
       self._writer = metric_writers.SummaryWriter(str(folder))

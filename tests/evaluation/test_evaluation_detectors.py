@@ -9,7 +9,7 @@ from scipy import ndimage
 from sora_jax.data.world import World, WorldConfig
 from sora_jax.evaluation import detectors, metrics
 
-NAMES = ("present", "color", "shape", "direction", "background")
+NAMES = ("present", "color", "shape", "direction", "single", "background")
 
 
 def clips(count: int = 100, **changes) -> list:
@@ -60,6 +60,14 @@ def test_centroids_and_velocity_are_those_of_the_truth():
     np.testing.assert_allclose(seen.velocity_2 * clip.fps, record["velocity"][0], atol=0.02)
 
 
+def test_a_second_object_is_counted_against_a_clip_that_has_one():
+  for clip in clips(20, sizes=((96, 64),)):
+    double = np.concatenate([clip.video_THWC, clip.video_THWC], axis=2)
+    scores = detectors.score(detectors.detect(double), clip.truth)
+    assert scores["present"] and not scores["single"] and not scores["all"]
+    assert scores["color"] and scores["shape"] and scores["direction"]  # all of them miss it
+
+
 def test_shuffled_prompts_score_at_chance():
   drawn = clips(200)
   seen = [detectors.detect(clip.video_THWC) for clip in drawn]
@@ -76,7 +84,9 @@ def test_nothing_is_seen_in_a_blank_video(rgb, noise):
   seen = detectors.detect(video.clip(0, 255).astype(np.uint8))
   assert not seen.present and (seen.color, seen.shape, seen.direction) == (None, None, None)
   scores = detectors.score(seen, clips(1)[0].truth)
-  assert not any(scores[name] for name in ("present", "color", "shape", "direction", "all"))
+  assert not any(
+    scores[name] for name in ("present", "color", "shape", "direction", "single", "all")
+  )
 
 
 def test_reversed_and_frozen_videos_are_told_from_the_original():

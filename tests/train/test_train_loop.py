@@ -129,6 +129,20 @@ def test_learns_logs_and_evaluates(tmp_path):
   assert last["programs"] == 1
 
 
+def test_a_step_moves_nothing_between_host_and_device_but_what_it_says(tmp_path, monkeypatch):
+  """No number enters a step by the way, and none is waited for; `device_get` is explicit."""
+  take_step, guarded = loop._Runner.take_step, []
+
+  def guard(self):
+    guarded.append(self.step)
+    with jax.transfer_guard("disallow"):
+      take_step(self)
+
+  monkeypatch.setattr(loop._Runner, "take_step", guard)
+  assert loop.run(Toy(), config(), ADAM, tmp_path).finished
+  assert guarded == [0, 1, 2, 3]
+
+
 def test_an_ended_or_failing_stream_is_reported(tmp_path):
   class Short(Toy):
     def batches(self):

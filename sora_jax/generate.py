@@ -3,17 +3,22 @@
   python -m sora_jax.generate [text | image] --prompt="a red circle moves right" --out=red.mp4
   python -m sora_jax.generate animate --image=A [--at=FRAME]
   python -m sora_jax.generate extend --video=A --forward=N --backward=M
-  python -m sora_jax.generate loop --video=A --frames=N
+  python -m sora_jax.generate loop [--video=A] --frames=N
   python -m sora_jax.generate connect --start=A --end=B --frames=N
   python -m sora_jax.generate edit --video=A --strength=S
   python -m sora_jax.generate inpaint --video=A --mask=M
   python -m sora_jax.generate outpaint --video=A --size=WxH
   python -m sora_jax.generate interpolate --video=A --factor=K
+  python -m sora_jax.generate long --frames=N (--prompt=... | --script=FILE)
 
 All take --prompt, --size, --frames, --fps, --seed, --steps, --guidance, --out. From text, several
 --prompt, --size, --frames or --seed make several videos, sampled packed together; --draft makes a
 small one fast, and --from=draft.mp4 makes it again at full size, with the same model. The other
 verbs take several --seed. What they are given comes back bit by bit (in a .mkv; .mp4 is lossy).
+
+long makes one video of any length, in windows that know each other's frames; a script has a line
+`SECONDS PROMPT` for each prompt. Its file can be played while it grows; interrupted, the same
+command goes on with it, from what is kept in OUT.long.
 """
 
 import json
@@ -25,6 +30,8 @@ import time
 from absl import app, flags, logging
 
 from sora_jax.data import clips, writing
+from sora_jax.prompting import long as long_lib
+from sora_jax.prompting import tasks, unfinished
 
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to make. Repeat for several videos.")
 SIZE = flags.DEFINE_multi_string("size", None, "WIDTHxHEIGHT in pixels; 96x64 by default.")
@@ -48,6 +55,14 @@ START = flags.DEFINE_string("start", None, "connect: the clip or picture that co
 END = flags.DEFINE_string("end", None, "connect: the one that comes last.")
 MASK = flags.DEFINE_string("mask", None, "inpaint: a picture or video, white where to make anew.")
 FACTOR = flags.DEFINE_integer("factor", 2, "interpolate: how many times the frame rate.")
+SCRIPT = flags.DEFINE_string("script", None, "A text file of lines SECONDS PROMPT, for --prompt.")
+POSITIONS = flags.DEFINE_enum(
+  "positions", "none", ["none", "interpolate", "ntk"], "Where clips exceed those of training."
+)
+WINDOW = flags.DEFINE_integer("window", long_lib.WINDOW, "long: frames of a window, as trained.")
+LEAST_FPS = flags.DEFINE_float(
+  "least_fps", long_lib.LEAST_FPS, "long: least frame rate of key frames, as trained; 0 = any."
+)
 IMAGE_GUIDANCE = flags.DEFINE_float("image_guidance", 1.0, "Strength of what is known, 1 = off.")
 
 MEDIA = {
@@ -69,11 +84,11 @@ def main(argv: list[str]) -> None:
 def run(verbs: list[str]) -> list[pathlib.Path]:
   """Makes what the flags ask for.  Returns: the files written."""
   verb = verbs[0] if verbs else "text"
-  if len(verbs) > 1 or verb not in ("text", "image", *MEDIA):
-    raise ValueError(
-      f"unknown words {' '.join(verbs)!r}; one verb of text, image, {', '.join(MEDIA)}, or none"
-    )
+  if len(verbs) > 1 or verb not in TAKES:
+    raise ValueError(f"unknown words {' '.join(verbs)!r}; one verb of {', '.join(TAKES)}, or none")
   check_flags(verb)
+  if verb == "long":
+    return make_long()
   return from_text(verb) if verb not in MEDIA else from_media(verb)
 
 
@@ -88,8 +103,9 @@ def check_flags(verb: str) -> None:
         f"{', '.join(dict.fromkeys(users))}"
       )
   for name in MEDIA.get(verb, ()):
-    if not flags.FLAGS[name].value:
-      raise ValueError(f"--{name} is missing; {verb} needs a file there")
+    if not flags.FLAGS[name].value and not (verb == "loop" and (PROMPT.value or SCRIPT.value)):
+      text = ", or --prompt alone" if verb == "loop" else ""
+      raise ValueError(f"--{name} is missing; {verb} needs a file there{text}")
   if not 0 <= STRENGTH.value <= 1 or (FROM.value and not STRENGTH.value):
     raise ValueError(f"--strength={STRENGTH.value}; it must lie between 0 and 1 (--from: above 0)")
   if STEPS.value is not None and STEPS.value < 1:
@@ -103,6 +119,10 @@ def check_flags(verb: str) -> None:
     for value in flag.value or ():
       if value < (name == "frames"):
         raise ValueError(f"--{name}={value}; it must be at least {int(name == 'frames')}")
+  if WINDOW.value <= tasks.GUARD:
+    raise ValueError(f"--window={WINDOW.value}; it must be above {tasks.GUARD}, as in training")
+  if not 0 <= LEAST_FPS.value < math.inf:
+    raise ValueError(f"--least_fps={LEAST_FPS.value}; it must be a rate, or 0 for any")
   if verb == "image" and set(FRAMES.value or [1]) != {1}:
     raise ValueError(f"--frames={max(FRAMES.value)} is not for image, which makes one; use text")
 
@@ -118,9 +138,12 @@ def from_media(verb: str) -> list[pathlib.Path]:
   say(f"loading {MODEL.value}")
   model = model_lib.load(MODEL.value)
   fps = given.pop("fps") or model.defaults["fps"]
+  if SCRIPT.value:
+    rate = fps * FACTOR.value if verb == "interpolate" else fps
+    given["prompt"] = long_lib.read_script(SCRIPT.value).frames(rate)
   videos = getattr(model, verb)(
     **given, fps=fps, seed=seeds, guidance=GUIDANCE.value, image_guidance=IMAGE_GUIDANCE.value,
-    steps=STEPS.value, solver=SOLVER.value, progress=say,
+    steps=STEPS.value, solver=SOLVER.value, positions=POSITIONS.value, progress=say,
   )  # fmt: skip
   rate = fps * FACTOR.value if verb == "interpolate" else fps
   for path, video in zip(paths, videos):
@@ -139,9 +162,12 @@ def read_given(verb: str) -> dict:
   for flag in (PROMPT, SIZE, FRAMES):
     if flag.value and len(flag.value) > 1:
       raise ValueError(f"--{flag.name} is given {len(flag.value)} times; {verb} makes one video")
-  files = {name: clips.decode(flags.FLAGS[name].value) for name in MEDIA[verb]}
+  if PROMPT.value and SCRIPT.value:
+    raise ValueError("--prompt and --script are both given; a script holds the prompts")
+  named = {name: flags.FLAGS[name].value for name in MEDIA[verb]}
+  files = {name: clips.decode(path) for name, path in named.items() if path}
   rates = [found.fps for name, found in files.items() if found.fps and name != "mask"]
-  given = {name: found.video_THWC for name, found in files.items()}
+  given = {name: files[name].video_THWC if name in files else None for name in named}
   given["prompt"] = PROMPT.value[0] if PROMPT.value else ""
   given["fps"] = next(iter(rates), None) if FPS.value is None else FPS.value
   if SIZE.value:
@@ -154,18 +180,20 @@ def read_given(verb: str) -> dict:
     if verb in verbs:
       given[name] = flags.FLAGS[name].value
   if verb in DEFAULT_FRAMES:
-    length = sum(len(given[name]) for name in MEDIA[verb])
+    length = sum(len(found.video_THWC) for found in files.values())
     given["frames"] = FRAMES.value[0] if FRAMES.value else DEFAULT_FRAMES[verb](length)
   return given
 
 
 TAKES = {
   "text": ("frames", "draft", "from", "strength"), "image": ("frames", "draft", "from", "strength"),
-  "animate": ("frames", "at", "image_guidance"),
-  "extend": ("forward", "backward", "image_guidance"),
-  "loop": ("frames", "image_guidance"), "connect": ("frames", "image_guidance"),
-  "edit": ("strength",), "inpaint": ("image_guidance",), "outpaint": ("image_guidance",),
-  "interpolate": ("factor", "image_guidance"),
+  "animate": ("frames", "at", "script", "image_guidance"),
+  "extend": ("forward", "backward", "script", "image_guidance"),
+  "loop": ("frames", "script", "image_guidance"),
+  "connect": ("frames", "script", "image_guidance"),
+  "edit": ("strength", "script"), "inpaint": ("script", "image_guidance"),
+  "outpaint": ("script", "image_guidance"), "interpolate": ("factor", "script", "image_guidance"),
+  "long": ("frames", "script", "window", "least_fps", "image_guidance"),
 }  # fmt: skip
 """Flags that some verbs take and others do not, beside files."""
 VALUES = {
@@ -174,10 +202,59 @@ VALUES = {
 }  # fmt: skip
 """Numbers by flag, and the verbs that take them."""
 DEFAULT_FRAMES = {
-  "animate": lambda length: 17, "loop": lambda length: 2 * length,
+  "animate": lambda length: 17, "loop": lambda length: 2 * length or 16,
   "connect": lambda length: length + 9,
 }  # fmt: skip
 """Frames of the result if --frames is not given, from the frames of the input."""
+
+
+def make_long() -> list[pathlib.Path]:
+  """Makes a long video, or goes on with one.  Returns: the file written."""
+  began = time.monotonic()
+  given = read_long()
+  from sora_jax import model as model_lib
+  from sora_jax.weights import folder
+
+  how = {
+    "guidance": GUIDANCE.value, "image_guidance": IMAGE_GUIDANCE.value, "steps": STEPS.value,
+    "solver": SOLVER.value, "positions": POSITIONS.value, "window": WINDOW.value,
+    "least_fps": LEAST_FPS.value,
+  }  # fmt: skip
+  weights = unfinished.fingerprint(folder.find(MODEL.value).glob("*.safetensors"))
+  store = unfinished.Unfinished(OUT.value, {**given, **how, "model": weights})
+  say(f"loading {MODEL.value}")
+  model = model_lib.load(MODEL.value)
+  given["fps"] = given["fps"] or model.defaults["fps"]
+  chunks = model.long(**given, **how, kept=store, progress=say)
+  if store.ready:
+    say(f"going on with {store.folder}: {store.ready} windows are made")
+  store.write(chunks, given["fps"])
+  say(f"wrote {store.out}: {given['frames']} frames of {given['size'][0]}x{given['size'][1]}")
+  say(f"done in {time.monotonic() - began:.1f} s")
+  return [store.out]
+
+
+def read_long() -> dict:
+  """Arguments of `Model.long`, before anything heavy is imported.  Raises: ValueError."""
+  if OUT.value is None:
+    raise ValueError("--out is missing; name the file to write, for example --out=red.mp4")
+  if writing.check_extension(OUT.value) not in (".mp4", ".mkv"):
+    raise ValueError(f"--out={OUT.value}; long writes as it makes: write .mp4 or .mkv")
+  for flag in (PROMPT, SIZE, FRAMES, SEED):
+    if flag.value and len(flag.value) > 1:
+      raise ValueError(f"--{flag.name} is given {len(flag.value)} times; long makes one video")
+  if not FRAMES.value:
+    raise ValueError("--frames is missing; say how many to make, for example --frames=480")
+  if bool(PROMPT.value) == bool(SCRIPT.value):
+    raise ValueError(
+      f"--prompt and --script are {'both given' if PROMPT.value else 'missing'}; long takes one: "
+      "--prompt for one text, --script for a file of lines SECONDS PROMPT"
+    )
+  return {
+    "prompt": long_lib.read_script(SCRIPT.value).parts if SCRIPT.value else PROMPT.value[0],
+    "size": parse_size(SIZE.value[0] if SIZE.value else "96x64"), "frames": FRAMES.value[0],
+    "fps": FPS.value, "seed": SEED.value[0] if SEED.value else 0,
+  }  # fmt: skip
 
 
 def from_text(verb: str) -> list[pathlib.Path]:
@@ -195,7 +272,7 @@ def from_text(verb: str) -> list[pathlib.Path]:
     arguments["from_draft"] = [draft] * len(paths)
   videos = model.generate(
     **arguments, fps=fps, steps=STEPS.value, guidance=GUIDANCE.value, solver=SOLVER.value,
-    draft=DRAFT.value, strength=STRENGTH.value, progress=say,
+    draft=DRAFT.value, strength=STRENGTH.value, positions=POSITIONS.value, progress=say,
   )  # fmt: skip
   for path, video in zip(paths, videos):
     writing.write_video(path, video, fps)

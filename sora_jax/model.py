@@ -90,6 +90,7 @@ class Model(verbs.Verbs):
   Attributes: autoencoder: the VAE's config.  dit, text: the flax modules.
     sampler: makes latents of packed requests.  defaults: of solver, steps, guidance and frame rate.
     prompted: whether the transformer has seen image and video prompts in training.
+    extent: (seconds, side in tokens) of the longest clip and side in training; None if not told.
   """
 
   def __init__(self, networks: dict[str, Network], tokenizer: tokenizers.Tokenizer):
@@ -100,6 +101,7 @@ class Model(verbs.Verbs):
     dit = networks["dit"].config
     self.defaults = dit["sampling"]
     self.prompted = bool(dit.get("prompts", False))
+    self.extent = dit.get("extent")
     shift = {name.removeprefix("shift_"): v for name, v in dit["diffusion"].items()}
     kind = shift.pop("prediction")
     self._vae_variables = jax.tree.map(jnp.asarray, networks["vae"].tree)
@@ -130,6 +132,7 @@ class Model(verbs.Verbs):
     draft: bool = False,
     from_draft: np.ndarray | Sequence[np.ndarray] | None = None,
     strength: float = DRAFT_STRENGTH,
+    positions: str | Sequence[str] = "none",
     progress: Progress | None = None,
   ) -> np.ndarray | list[np.ndarray]:
     """Makes videos (or pictures: one frame) of any size from text.
@@ -146,6 +149,8 @@ class Model(verbs.Verbs):
       draft: makes it at half the width and height in half the steps.
       from_draft: uint8 [T, H, W, 3]; the same content is made at `size` by the same model: the
         draft is enlarged, noised to time `strength` in (0, 1] and denoised (SDEdit).
+      positions: of what is larger or longer than in training: "none" leaves them, "interpolate" or
+        "ntk", or two names, for time and for space; see `prompting.sampling.Method`.
       progress: called with a line of text now and then.
     Returns: uint8 [frames, height, width, 3], or a list of them.
     Raises: ValueError naming the argument, its value, and what is allowed.
@@ -160,7 +165,7 @@ class Model(verbs.Verbs):
     if draft:
       orders = [self._draft(order) for order in orders]
       steps = max(1, steps // DRAFT_SCALE)
-    method = Method(solver=solver or d["solver"], steps=steps)
+    method = self._method(solver, steps, positions)
     report = progress or (lambda line: None)
     requests = [self._request(order, strength) for order in orders]
     tokens = sum(request.grid.size for request in requests)
@@ -184,6 +189,7 @@ class Model(verbs.Verbs):
     image_guidance: float = 1.0,
     steps: int | None = None,
     solver: str | None = None,
+    positions: str | Sequence[str] = "none",
     progress: Progress | None = None,
   ) -> np.ndarray | list[np.ndarray]:
     """Makes what timelines leave open; what they know comes back bit by bit.
@@ -201,7 +207,7 @@ class Model(verbs.Verbs):
     if len(seeds) != len(lines):
       raise ValueError(f"{len(seeds)} seeds for {len(lines)} timelines; give one, or one for each")
     d = self.defaults
-    method = Method(solver=solver or d["solver"], steps=d["steps"] if steps is None else steps)
+    method = self._method(solver, d["steps"] if steps is None else steps, positions)
     guidance = d["guidance"] if guidance is None else guidance
     for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
       if not math.isfinite(value):
@@ -303,11 +309,14 @@ class Model(verbs.Verbs):
       cells, canvas = mask_thwF, known.canvas(self._encode_float(shown), mask_thwF)
     if line.start_THWC is not None:
       start = self._encode_padded(line.start_THWC, p.t, multiple)
+    texts = [
+      (k // p.t, tuple(self.tokenizer.tokenize(text))) for k, text in line.latent_prompts(self._f_t)
+    ]
     return Request(
-      line.prompt, tuple(self.tokenizer.tokenize(line.prompt)),
+      "\n".join([line.prompt, *(text for _, text in line.later)]), texts[0][1],
       Grid(t // p.t, h // p.h, w // p.w), 0.0 if line.frames == 1 else float(line.fps),
       seed, sample, guidance, start, 1.0 if start is None else line.strength or 1.0, cells,
-      canvas, image_guidance,
+      canvas, image_guidance, tuple({k: (k, ids) for k, ids in texts if k}.values()),
     )  # fmt: skip
 
   def _request(self, order: Order, strength: float) -> Request:
@@ -334,8 +343,21 @@ class Model(verbs.Verbs):
     size = tuple(max(1, round(side / DRAFT_SCALE / cell)) * cell for side in order.size)
     return dataclasses.replace(order, size=size)
 
-  def _predict(self, params, tokens_RLP, time_RQ, layout, text_RMU):
-    return self.dit.apply({"params": params}, tokens_RLP, time_RQ, layout, text_RMU)
+  def _method(self, solver: str | None, steps: int, positions: str | Sequence[str]) -> Method:
+    if self.extent is None and positions != "none":
+      raise ValueError(
+        f"positions is {positions!r}, but this model's file does not tell how long and large its "
+        "training clips were; export it again, by its training command"
+      )
+    return Method(
+      solver=solver or self.defaults["solver"], steps=steps, rotary_method=positions,
+      trained_extent=self.extent,
+    )  # fmt: skip
+
+  def _predict(self, params, tokens_RLP, time_RQ, layout, text_RMU, position_scale=None):
+    return self.dit.apply(
+      {"params": params}, tokens_RLP, time_RQ, layout, text_RMU, position_scale=position_scale
+    )
 
   def _encode_text(self, params, ids_RM, segment_RM):
     return self.text.apply({"params": params}, jnp.asarray(ids_RM), jnp.asarray(segment_RM))

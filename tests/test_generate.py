@@ -9,8 +9,11 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
+import sora_jax
 from sora_jax import generate
+from sora_jax import model as model_lib
 from sora_jax.data import clips, writing
+from sora_jax.prompting import timeline
 from sora_jax.weights import folder
 
 spec = importlib.util.spec_from_file_location(
@@ -122,12 +125,138 @@ def test_verbs_write_what_was_given_bit_by_bit(run, media, tmp_path, verb, value
     np.testing.assert_array_equal(decoded.video_THWC[:, :, 4:16], a)
 
 
+def test_a_loop_is_made_from_text_alone(run, tmp_path):
+  out = str(tmp_path / "x.mkv")
+  paths = run("loop", prompt=[PROMPT], size=["12x8"], frames=[11], seed=[0, 1], steps=1, out=out)
+  first, second = (clips.decode(path).video_THWC for path in paths)
+  assert first.shape == second.shape == (11, 8, 12, 3) and (first != second).any()
+
+
+def test_a_script_changes_the_prompt_along_the_way(run, small, media, tmp_path, monkeypatch):
+  seen = []
+  make = type(small).make
+  monkeypatch.setattr(
+    type(small), "make", lambda self, line, **how: seen.append(line) or make(self, line, **how)
+  )
+  script = tmp_path / "script.txt"
+  script.write_text("0 a red circle\n0.5 a blue square\n")
+  out = str(tmp_path / "x.mkv")
+  run("extend", video=media["a"], forward=4, script=str(script), steps=1, out=out)
+  assert (seen[0].prompt, seen[0].later) == ("a red circle", ((6, "a blue square"),))
+  with pytest.raises(ValueError, match="--prompt and --script are both given"):
+    run("extend", video=media["a"], forward=4, script=str(script), prompt=["p"], out=out)
+  with pytest.raises(ValueError, match="--video is missing; loop needs a file there, or --prompt"):
+    run("loop", frames=[8], out=out)
+
+
 def test_an_image_is_one_frame_and_several_seeds_make_several_videos(run, media, tmp_path):
   (path,) = run("image", prompt=[PROMPT], size=["8x6"], steps=1, out=str(tmp_path / "a.mkv"))
   assert clips.decode(path).video_THWC.shape == (1, 6, 8, 3)
   out = str(tmp_path / "x.mkv")
   paths = run("extend", video=media["b"], backward=2, seed=[0, 1], steps=1, out=out)
   assert [p.name for p in paths] == ["x-0.mkv", "x-1.mkv"]
+
+
+LONG = {"prompt": [PROMPT], "size": ["8x6"], "frames": [30], "fps": 24.0, "steps": 1, "window": 9}
+
+
+@pytest.fixture(scope="module")
+def small(model_folder):
+  return sora_jax.load(model_folder)
+
+
+def test_a_long_video_is_compiled_once_and_told_in_windows(small):
+  model, lines, kept = small, [], {}
+  how = {"size": (4, 4), "fps": 24.0, "window": 9, "steps": 1, "least_fps": 0.0, "seed": 7}
+  chunks = list(model.long(PROMPT, 60, **how, kept=kept, progress=lines.append))
+  video = np.concatenate(chunks)
+  assert video.shape == (60, 4, 4, 3) and video.dtype == np.uint8
+  assert model.sampler.programs == 1
+  assert {level for level, _ in kept} == {0, 1, 2} and lines[-1].startswith(f"window {len(kept)} ")
+  assert model._row_holds((4, 4), 9) == 4 and model._row_holds((32, 32), 9) == 1
+  np.testing.assert_array_equal(np.concatenate([kept[0, i] for i in range(len(chunks))]), video)
+  for i in (3, 20):
+    kept.pop((0, i), None)
+  kept.pop((1, 0))
+  again = model.long([(0, PROMPT)], 60, **how, kept=kept)
+  np.testing.assert_array_equal(np.concatenate(list(again)), video)
+  other = np.concatenate(list(model.long(PROMPT, 60, **{**how, "seed": 8})))
+  assert (other != video).mean() > 0.3
+  few = np.concatenate(list(model.long(PROMPT, 4, **how)))
+  line = timeline.blank(PROMPT, 9, (4, 4), 24.0)
+  np.testing.assert_array_equal(few, model.make(line, seed=7, steps=1)[:4])
+
+
+def test_a_model_without_prompts_makes_one_window_and_no_more(small, monkeypatch):
+  model = small
+  monkeypatch.setattr(model, "prompted", False)
+  with pytest.raises(ValueError, match="has not seen image or video prompts.*at most 9 frames"):
+    model.long(PROMPT, 10, (8, 6), window=9)
+  assert np.concatenate(list(model.long(PROMPT, 9, (8, 6), window=9, steps=1))).shape[0] == 9
+  with pytest.raises(ValueError, match="0x6"):
+    model.long(PROMPT, 10, (0, 6))
+
+
+def test_an_interrupted_long_video_goes_on_by_the_same_command(run, small, tmp_path, monkeypatch):
+  monkeypatch.setattr(model_lib, "load", lambda name: small)
+  (whole,) = run("long", **LONG, out=str(tmp_path / "whole.mkv"))
+  want = clips.decode(whole)
+  assert want.video_THWC.shape == (30, 6, 8, 3) and want.fps == pytest.approx(24.0)
+  out, make, calls = tmp_path / "deep" / "x.mkv", model_lib.Model.make, []
+
+  def cut(*args, **how):
+    calls.append(1)
+    if len(calls) == 5:
+      raise KeyboardInterrupt
+    return make(*args, **how)
+
+  monkeypatch.setattr(model_lib.Model, "make", cut)
+  with pytest.raises(KeyboardInterrupt):
+    run("long", **LONG, out=str(out))
+  before = clips.decode(out).video_THWC
+  np.testing.assert_array_equal(before, want.video_THWC[: len(before)])
+  with pytest.raises(ValueError, match="--seed was 0, is 1.*delete the folder"):
+    run("long", **{**LONG, "seed": [1]}, out=str(out))
+  run("long", **LONG, out=str(out))
+  np.testing.assert_array_equal(clips.decode(out).video_THWC, want.video_THWC)
+  assert [path.name for path in out.parent.iterdir()] == ["x.mkv"]
+
+
+def test_a_script_is_filmed_into_an_mp4(run, small, tmp_path, monkeypatch):
+  monkeypatch.setattr(model_lib, "load", lambda name: small)
+  script = tmp_path / "script.txt"
+  script.write_text("0 a\n0.5 b\n")
+  values = {name: value for name, value in LONG.items() if name != "prompt"}
+  (path,) = run("long", **values, script=str(script), out=str(tmp_path / "x.mp4"))
+  assert clips.decode(path).video_THWC.shape == (30, 6, 8, 3)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["script.txt", "x.mp4"]
+
+
+@pytest.mark.parametrize(
+  "values,message",
+  [
+    ({"frames": None}, "--frames is missing"),
+    ({"frames": [0]}, "--frames=0"),
+    ({"prompt": None}, "--prompt and --script are missing"),
+    ({"script": "x.txt"}, "--prompt and --script are both given"),
+    ({"prompt": None, "script": "nowhere.txt"}, "nowhere.txt"),
+    ({"prompt": ["a", "b"]}, "--prompt is given 2 times; long makes one"),
+    ({"seed": [0, 1]}, "--seed is given 2 times"),
+    ({"out": "x.gif"}, "--out=x.gif; long writes as it makes: write .mp4 or .mkv"),
+    ({"out": "x.png"}, "--out=x.png; long"),
+    ({"window": 5}, "--window=5; it must be above 5"),
+    ({"least_fps": -1.0}, "--least_fps=-1.0; it must be a rate"),
+    ({"draft": True}, "--draft=True is not for long"),
+    ({"solver": "rk4"}, "solver='rk4'; allowed"),
+    ({"out": None}, "--out is missing"),
+  ],
+)
+def test_mistakes_with_long_are_named_and_leave_nothing(run, tmp_path, values, message):
+  with pytest.raises((ValueError, OSError), match=message):
+    run("long", **{**LONG, "out": str(tmp_path / "a.mkv"), **values})
+  with pytest.raises(ValueError, match="--script=x.txt is not for text; it belongs to animate"):
+    run(script="x.txt", prompt=[PROMPT], out=str(tmp_path / "a.mkv"))
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,9 @@ def test_a_model_trained_on_prompts_is_prompted(tmp_path, vae_file):
   config["data"]["prompts"]["on"] = True
   main.run(config, tmp_path / "run")
   model = load(tmp_path / "run")
+  world = config["data"]["world"]
+  assert model.extent[0] == max(world["frames"]) / 8
+  assert model.extent[1] == max(side for size in world["sizes"] for side in size) / 8
   picture = np.full((16, 16, 3), 7, np.uint8)
   video = model.animate(picture, "a red circle", frames=5, steps=1)
   assert video.shape == (5, 16, 16, 3)

@@ -63,7 +63,7 @@ def networks():
     },
     "rows": {"row_len": 96, "max_segments": 4, "text_row_len": 64},
     "sampling": {"solver": "dpmpp_2m", "steps": 4, "guidance": 2.0, "fps": 8.0},
-    "prompts": True,
+    "prompts": True, "extent": [0.5, 2.0],
   }  # fmt: skip
   return {
     "vae": Network(variables, {"network": VAE}),
@@ -89,6 +89,24 @@ def test_any_size_and_frame_count_come_back_as_asked(model, size, frames):
   video = model.generate(PROMPT, size=size, frames=frames)
   assert video.dtype == np.uint8 and video.shape == (frames, size[1], size[0], 3)
   assert model.sampler.programs <= 2  # the short row and the long one
+
+
+def test_positions_are_scaled_beyond_the_extent_of_training_alone(model):
+  make = {
+    name: model.generate([PROMPT] * 2, [(8, 8), (40, 8)], 3, positions=name)
+    for name in ("none", "ntk", "interpolate")
+  }
+  for name in ("ntk", "interpolate"):
+    np.testing.assert_array_equal(make[name][0], make["none"][0])
+    assert (make[name][1] != make["none"][1]).any()
+  with pytest.raises(ValueError, match="rotary_method='yarn'; allowed: none, interpolate, ntk"):
+    model.generate(PROMPT, (8, 8), positions="yarn")
+  parts = networks()
+  older = {k: v for k, v in parts["dit"].config.items() if k != "extent"}
+  parts["dit"] = Network(parts["dit"].tree, older)
+  untold = model_lib.Model(parts, model_lib.tokenizers.load("bytes"))
+  with pytest.raises(ValueError, match="positions is 'ntk', but this model's file does not tell"):
+    untold.generate(PROMPT, (8, 8), 3, positions="ntk")
 
 
 def test_default_is_17_frames_and_the_same_call_gives_the_same_bits(model):
@@ -200,6 +218,16 @@ def test_what_is_known_reaches_the_network_at_its_place(model):
     scale = 3.0 if other is None else 1.0
     made.append(model.make(changed, seed=0, guidance=1.0, image_guidance=scale))
   assert all((made[0][5:] != other[5:]).any() for other in made[1:])
+
+
+def test_a_prompt_may_change_along_the_way(model):
+  changing = [(0, PROMPT), (5, "a blue square falls over a gray background")]
+  request = model._prompted(tasks.extend(clip(5), changing, None, 8.0, forward=4), 0, 0, 1.0, 1.0)
+  assert request.later == ((3, tuple(model.tokenizer.tokenize(changing[1][1]))),)
+  assert request.text == "\n".join(text for _, text in changing)
+  made = model.extend(clip(5), changing, forward=4)
+  assert (made[5:] != model.extend(clip(5), PROMPT, forward=4)[5:]).any()
+  np.testing.assert_array_equal(made[:5], clip(5))
 
 
 def test_several_seeds_lead_to_several_videos_of_one_timeline(model):

@@ -57,6 +57,10 @@ class VideoWriter:
   errors are those of `write_video`.
   """
 
+  _mp4_options: dict[str, str] = {"movflags": "+faststart"}
+  _mkv_options: dict[str, str] = {}
+  _h264_options: dict[str, str] = {}
+
   def __init__(self, path: str | os.PathLike, fps: float | int = 24.0, *, quality: int = 16):
     if check_extension(path) not in (".mp4", ".mkv"):
       raise ValueError(f"{path}: frame by frame only .mp4 and .mkv can be written")
@@ -66,7 +70,7 @@ class VideoWriter:
       raise ValueError(f"quality {quality}; expected 0 (best) to 51")
     self.path = pathlib.Path(path)
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    self._temporary = _temporary(self.path)
+    self._written = _temporary(self.path)
     self._rate = fractions.Fraction(fps).limit_denominator(1001)
     self._quality, self._size, self._container = quality, None, None
 
@@ -95,7 +99,7 @@ class VideoWriter:
       raise ValueError(f"{self.path}: no frame was written")
     self._container.mux(self._stream.encode())
     self._container.close()
-    os.replace(self._temporary, self.path)
+    os.replace(self._written, self.path)
 
   def __enter__(self) -> "VideoWriter":
     return self
@@ -107,24 +111,56 @@ class VideoWriter:
       elif self._container is not None:
         self._container.close()
     finally:
-      self._temporary.unlink(missing_ok=True)
+      self._written.unlink(missing_ok=True)
 
   def _open(self, height: int, width: int) -> None:
     self._size = height, width
     if self.path.suffix.lower() == ".mkv":
-      self._container = av.open(str(self._temporary), "w", format="matroska")
+      options = dict(self._mkv_options)
+      self._container = av.open(str(self._written), "w", format="matroska", options=options)
       self._stream = self._container.add_stream("ffv1", rate=self._rate)
       self._stream.pix_fmt = "bgr0"
     else:
-      options = {"movflags": "+faststart"}
-      self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
+      options = dict(self._mp4_options)
+      self._container = av.open(str(self._written), "w", format="mp4", options=options)
       self._stream = self._container.add_stream("libx264", rate=self._rate)
       self._stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-      self._stream.options = {"crf": str(self._quality), "preset": "medium"}
+      self._stream.options = {
+        "crf": str(self._quality), "preset": "medium", **self._h264_options,
+      }  # fmt: skip
       context = self._stream.codec_context
       context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
       context.color_trc, context.color_primaries = ColorTrc.BT709, ColorPrimaries.BT709
     self._stream.width, self._stream.height = width, height
+
+
+class GrowingWriter(VideoWriter):
+  """Writes a `.mp4` or `.mkv` that can be played at any time, the last second perhaps missing.
+
+  The file has its name from the first frame on, and stays, whatever happens: an error inside the
+  context finishes it, and what a killed process leaves plays as far as it got. A `.mp4` is
+  fragmented, a fragment a second, and H.264 holds no frame back for it (`zerolatency`).
+  """
+
+  _mp4_options = {
+    "movflags": "+frag_keyframe+empty_moov+default_base_moof", "frag_duration": "1000000",
+    "flush_packets": "1",
+  }  # fmt: skip
+  _mkv_options = {"cluster_time_limit": "1000", "flush_packets": "1"}
+  _h264_options = {"tune": "zerolatency", "g": "48"}
+
+  def __init__(self, path: str | os.PathLike, fps: float | int = 24.0, *, quality: int = 16):
+    super().__init__(path, fps, quality=quality)
+    self._written = self.path
+
+  def rename(self, path: str | os.PathLike) -> None:
+    """Gives the file another name in its file system, at once, and goes on writing to it."""
+    os.replace(self.path, path)
+    self.path = self._written = pathlib.Path(path)
+
+  def __exit__(self, error_type, error, trace) -> None:
+    if error_type is None or self._container is not None:
+      self.close()
 
 
 def _write_picture(path: pathlib.Path, video_THWC: np.ndarray, fps: float | int) -> None:

@@ -40,6 +40,7 @@ class Detection:
     present_T: bool [T].  centroid_T2: (x, y) in short sides, NaN where absent [T, 2].
     area_T: in squares of the short side.  velocity_2: short sides per frame, NaN if unknown.
     parts: connected parts seen per frame, on average.
+    filling: "plain", "outline" or "hatched".
   """
 
   present: bool
@@ -55,6 +56,7 @@ class Detection:
   area_T: np.ndarray
   velocity_2: np.ndarray
   parts: float
+  filling: str | None
 
 
 def detect(video_THWC: Shaped[np.ndarray, "..."]) -> Detection:
@@ -75,7 +77,7 @@ def detect(video_THWC: Shaped[np.ndarray, "..."]) -> Detection:
   contrast = _contrast(away_THW, unit)
   present_T, parts = np.zeros(frames, bool), 0
   centroid_T2, area_T = np.full((frames, 2), np.nan), np.zeros(frames)
-  masks, cores = [], []
+  masks, cores, insides = [], [], []
   if contrast >= CONTRAST:
     alpha_THW = np.minimum(away_THW / contrast, 1.0)
     for frame in range(frames):
@@ -90,6 +92,7 @@ def detect(video_THWC: Shaped[np.ndarray, "..."]) -> Detection:
         away_THW[frame] >= np.quantile(away_THW[frame][alpha_HW > EDGE], 0.5)
       )
       cores.append(video[frame][solid])
+      insides.append(_inside(alpha_HW, away_THW[frame] / contrast, video[frame] / contrast))
   present = bool(present_T.mean() >= PRESENT)
   rgb = np.median(np.concatenate(cores), axis=0) if present else None
   scores = _shape_scores(masks) if present else {}
@@ -108,6 +111,7 @@ def detect(video_THWC: Shaped[np.ndarray, "..."]) -> Detection:
     area_T=area_T,
     velocity_2=velocity_2,
     parts=parts / max(int(present_T.sum()), 1),
+    filling=name_filling(*np.mean(insides, axis=0)) if present else None,
   )
 
 
@@ -146,6 +150,19 @@ def name_color(rgb_3: Float[np.ndarray, "3"], border_3: Float[np.ndarray, "3"]) 
       prices.append(float(miss_3 @ miss_3 + blend**2 + price**2))
     cost[name] = min(prices)
   return min(cost, key=cost.get)
+
+
+def name_filling(centre: float, disc: float, stripes: float) -> str:
+  """How an object is filled: see `_inside` for the three figures.
+
+  An outline is empty in the middle; that of a star, but for its centre, only shows a small hole.
+  Stripes are told by their change along a circle, which outlines lack.
+  """
+  if disc < 0.35:
+    return "outline"
+  if stripes > 0.08:
+    return "hatched"
+  return "outline" if centre < 0.8 else "plain"
 
 
 def slope(position_T2: Float[np.ndarray, "T 2"]) -> Float[np.ndarray, "2"]:
@@ -218,6 +235,24 @@ def _largest(alpha_HW: np.ndarray, unit: int) -> tuple[np.ndarray, int] | None:
   near = ndimage.binary_dilation(part, iterations=reach)
   soft = np.where(part & ~mask, 1.0, alpha_HW)
   return np.where(near, soft, 0.0), large
+
+
+def _inside(
+  alpha_HW: np.ndarray, away_HW: np.ndarray, rgb_HW3: np.ndarray
+) -> tuple[float, float, float]:
+  """Distance from the background at a silhouette's centre and over a disc about it, and the
+  deviation of colour along a ring; all in units of the contrast, radii in roots of the area."""
+  (x, y), area = _moments(alpha_HW, 1)
+  rows, columns = np.indices(alpha_HW.shape) + 0.5
+  radius_HW = np.hypot(columns - x, rows - y)
+  root = np.sqrt(area)
+  near_HW = radius_HW <= max(0.08 * root, 1.0)
+  ring_HW = np.abs(radius_HW - 0.22 * root) <= max(0.05 * root, 0.75)
+  disc_HW = radius_HW <= max(0.2 * root, 1.0)
+  if not near_HW.any() or not ring_HW.any():  # the centre lies outside of the frame
+    return 1.0, 1.0, 0.0
+  stripes = float(rgb_HW3[ring_HW].std(0).max())
+  return float(away_HW[near_HW].mean()), float(away_HW[disc_HW].mean()), stripes
 
 
 def _moments(alpha_HW: np.ndarray, unit: int) -> tuple[np.ndarray, float]:

@@ -75,16 +75,18 @@ class SizeEmbedding(nn.Module):
 
 
 class PooledText(nn.Module):
-  """Embeds the mean of each segment's text embeddings; a segment without text gives that of 0."""
+  """Embeds for each slot the mean of its text's embeddings; a slot without text gives that of 0."""
 
   width: int
 
   @nn.compact
-  def __call__(self, text_RMU: Float[Array, "R M U"], layout: Layout) -> Float[Array, "R S D"]:
-    segment_RM, S = layout.text_segment_RM, layout.grid_RS3.shape[1]
-    total_RSU = vector_sums(text_RMU.astype(jnp.float32), segment_RM, S)
-    length_RS = jnp.maximum(segment_lengths(segment_RM, S), 1)
-    return VectorMLP(self.width, name="mlp")(total_RSU / length_RS[..., None])
+  def __call__(self, text_RMU: Float[Array, "R M U"], layout: Layout) -> Float[Array, "R Q D"]:
+    reader_RQ = layout.slot_segment_RQ if layout.slot_text_RQ is None else layout.slot_text_RQ
+    S = layout.grid_RS3.shape[1] if layout.slot_text_RQ is None else reader_RQ.shape[1]
+    total_RSU = vector_sums(text_RMU.astype(jnp.float32), layout.text_segment_RM, S)
+    length_RS = jnp.maximum(segment_lengths(layout.text_segment_RM, S), 1)
+    text_RSD = VectorMLP(self.width, name="mlp")(total_RSU / length_RS[..., None])
+    return take_segments(text_RSD, reader_RQ)
 
 
 class TextProjection(nn.Module):

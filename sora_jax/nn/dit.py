@@ -39,6 +39,7 @@ class DiT(nn.Module):
     layout: Layout,
     text_RMU: Float[Array, "R M U"] | None = None,
     label_RS: Int[Array, "R S"] | None = None,
+    position_scale: positions.PositionScale | None = None,
   ) -> Float[Array, "R L P"]:
     """Predicts one patch per token.
 
@@ -48,12 +49,14 @@ class DiT(nn.Module):
       layout: where segments, coordinates and slots lie.
       text_RMU: packed text embeddings; needed if, and only if, the config has a text width.
       label_RS: class of each segment, if the config has classes.
+      position_scale: tables `[R, S, 3]` of `ops.positions.position_scale`, for segments that reach
+        farther than in training; None leaves all positions as they are.
     Returns: float32, cells * out_channels entries a token; exactly 0 at padding.
     Raises: ValueError if an input is missing or has the wrong size.
     """
     c = self.config
-    self.check(tokens_RLP, text_RMU, label_RS)
-    condition_RQD, shared = self.conditions(time_RQ, layout, text_RMU, label_RS)
+    self.check(tokens_RLP, text_RMU, label_RS, position_scale)
+    condition_RQD, shared = self.conditions(time_RQ, layout, text_RMU, label_RS, position_scale)
     given_RLP, time_RL = tokens_RLP, packing.take_slots(time_RQ, layout.slot_RL)
     if c.spread:
       noisy = self.cells(given_RLP)[..., : c.out_channels]
@@ -83,7 +86,10 @@ class DiT(nn.Module):
     """`[R, L, cells, channels]` of tokens."""
     return tokens_RLP.reshape(*tokens_RLP.shape[:2], self.config.cells, -1)
 
-  def check(self, tokens_RLP: Array, text_RMU: Array | None, label_RS: Array | None) -> None:
+  def check(
+    self, tokens_RLP: Array, text_RMU: Array | None, label_RS: Array | None,
+    position_scale: positions.PositionScale | None,
+  ) -> None:  # fmt: skip
     """Raises ValueError if the inputs do not fit the config."""
     c = self.config
     if tokens_RLP.shape[-1] != c.cells * c.in_channels:
@@ -96,10 +102,13 @@ class DiT(nn.Module):
       raise ValueError(f"text embeddings of width {got}; the config's text_width is {c.text_width}")
     if (label_RS is None) != (c.classes == 0):
       raise ValueError(f"labels must be given if, and only if, classes > 0 (it is {c.classes})")
+    if position_scale is not None and c.position != "rotary":
+      raise ValueError(f"only rotary positions can be scaled; the config's are {c.position!r}")
 
   def conditions(
-    self, time_RQ: Array, layout: Layout, text_RMU: Array | None, label_RS: Array | None
-  ) -> tuple[Array, Shared]:
+    self, time_RQ: Array, layout: Layout, text_RMU: Array | None, label_RS: Array | None,
+    position_scale: positions.PositionScale | None,
+  ) -> tuple[Array, Shared]:  # fmt: skip
     """The condition of each slot, and what the blocks share."""
     c = self.config
     condition_RQD = conditioning.TimeEmbedding(
@@ -109,8 +118,7 @@ class DiT(nn.Module):
       size_RSD = conditioning.SizeEmbedding(c.width, name="size")(layout.grid_RS3, layout.fps_RS)
       condition_RQD += conditioning.per_slot(size_RSD, layout)
     if c.pooled_text and text_RMU is not None:
-      text_RSD = conditioning.PooledText(c.width, name="pooled")(text_RMU, layout)
-      condition_RQD += conditioning.per_slot(text_RSD, layout)
+      condition_RQD += conditioning.PooledText(c.width, name="pooled")(text_RMU, layout)
     if c.classes:
       init = nn.with_logical_partitioning(conditioning.normal, ("class", "width"))
       table = self.param("classes", init, (c.classes, c.width))
@@ -126,13 +134,17 @@ class DiT(nn.Module):
       place_RL3 = positions.token_positions(
         layout.coord_RL3, layout.segment_RL, layout.grid_RS3, layout.fps_RS, c.patch[0]
       )
+      stretch_RL3 = None
+      if position_scale is not None:
+        squeeze_RL3, stretch_RL3 = positions.token_scale(position_scale, layout.segment_RL)
+        place_RL3 = place_RL3 / squeeze_RL3
       angle_RLk = positions.rotary_angles(
-        place_RL3, c.head_size, c.rotary_theta, c.rotary_scale, c.rotary_method
+        place_RL3, c.head_size, c.rotary_theta, c.rotary_scale, c.rotary_method, stretch_RL3
       )
       cos_RLk, sin_RLk = jnp.cos(angle_RLk), jnp.sin(angle_RLk)
     shared = Shared(
-      per_block, layout.slot_RL, layout.segment_RL, layout.text_segment_RM, text_RMD,
-      cos_RLk, sin_RLk,
+      per_block, layout.slot_RL, layout.segment_RL, layout.text_RL, layout.text_segment_RM,
+      text_RMD, cos_RLk, sin_RLk,
     )  # fmt: skip
     return condition_RQD, shared
 

@@ -27,6 +27,7 @@ class Shared(NamedTuple):
   condition_RQX: Array
   slot_RL: Array
   segment_RL: Array
+  text_RL: Array
   text_segment_RM: Array
   text_RMD: Array | None
   cos_RLk: Array | None
@@ -56,7 +57,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Attention from a segment's tokens to its text; its output projection starts at zero."""
+  """Attention from each token to the text it reads; its output projection starts at zero."""
 
   config: DiTConfig
   attention: attention_ops.Attention
@@ -73,7 +74,7 @@ class CrossAttention(nn.Module):
     )(shared.text_RMD)  # fmt: skip
     k_RMAK, v_RMAK = unstack(kv_RM2AK)
     q_RLAK, k_RMAK = qk_normed(c, q_RLAK, k_RMAK)
-    out_RLAK = self.attention(q_RLAK, k_RMAK, v_RMAK, shared.segment_RL, shared.text_segment_RM)
+    out_RLAK = self.attention(q_RLAK, k_RMAK, v_RMAK, shared.text_RL, shared.text_segment_RM)
     return project_heads(c, out_RLAK, start=nn.initializers.zeros)
 
 

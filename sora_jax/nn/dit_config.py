@@ -80,7 +80,7 @@ class DiTConfig:
       object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, if read from JSON
     allowed = {
       "modulation": ("single", "full"), "qk_norm": ("head", "full", "none"),
-      "position": ("rotary", "sincos"), "rotary_method": ("none", "interpolate", "ntk"),
+      "position": ("rotary", "sincos"), "rotary_method": positions.METHODS,
       "remat": ("none", "block", "dots"), "dtype": ("float32", "bfloat16"),
       "mlp_activation": tuple(ACTIVATIONS),
     }  # fmt: skip

@@ -26,7 +26,10 @@ class Layout(NamedTuple):
     slot_segment_RQ: segment that owns each slot, 0 = unused.
     grid_RS3: token grid (t, h, w) of each segment, 0 = unused segment.
     fps_RS: frames of pixels per second of each segment, 0 for pictures and unused segments.
-    text_segment_RM: segment of each text token, 0 = padding.
+    text_segment_RM: text that each text token is part of, 0 = padding; texts are numbered from 1 in
+      the order of what reads them, so a segment's only text has the segment's number.
+    slot_text_RQ: text that each slot reads; None = that of its segment. A clip whose prompt changes
+      has a slot, and with it a text, for each latent frame.
   """
 
   segment_RL: Array
@@ -36,6 +39,15 @@ class Layout(NamedTuple):
   grid_RS3: Array
   fps_RS: Array
   text_segment_RM: Array
+  slot_text_RQ: Array | None = None
+
+  @property
+  def text_RL(self) -> Array:
+    """Text that each token reads, 0 = none."""
+    if self.slot_text_RQ is None:
+      return self.segment_RL
+    text_RL = jnp.take_along_axis(self.slot_text_RQ, self.slot_RL, axis=1, mode="clip")
+    return jnp.where(self.segment_RL != PAD_SEGMENT, text_RL, PAD_SEGMENT)
 
 
 def slot_table(
@@ -70,14 +82,17 @@ def layout_of(batch: dict, num_slots: int | None = None) -> Layout:
   """Layout of a packed batch as the pipeline yields it.
 
   Args:
-    batch: dict with `segment`, `coord`, `slot`, `slots`, `grid`, `fps` and `text_segment`.
-    num_slots: Q; by default the number of segments S.
+    batch: dict with `segment`, `coord`, `slot`, `slots`, `grid`, `fps` and `text_segment`; with
+      `slot_text` i32 [R, Q] too where prompts change within clips.
+    num_slots: Q; by default that of `slot_text`, or else the number of segments S.
   Returns: the `Layout`.
   """
   slots_RS = jnp.asarray(batch["slots"])
-  Q = slots_RS.shape[1] if num_slots is None else num_slots
+  slot_text_RQ = None if "slot_text" not in batch else jnp.asarray(batch["slot_text"])
+  if num_slots is None:
+    num_slots = (slots_RS if slot_text_RQ is None else slot_text_RQ).shape[1]
   segment_RL = jnp.asarray(batch["segment"])
-  slot_RL, slot_segment_RQ = slot_table(segment_RL, jnp.asarray(batch["slot"]), slots_RS, Q)
+  slot_RL, slot_segment_RQ = slot_table(segment_RL, jnp.asarray(batch["slot"]), slots_RS, num_slots)
   return Layout(
     segment_RL=segment_RL,
     coord_RL3=jnp.asarray(batch["coord"]),
@@ -86,6 +101,7 @@ def layout_of(batch: dict, num_slots: int | None = None) -> Layout:
     grid_RS3=jnp.asarray(batch["grid"]),
     fps_RS=jnp.asarray(batch["fps"]),
     text_segment_RM=jnp.asarray(batch["text_segment"]),
+    slot_text_RQ=slot_text_RQ,
   )
 
 

@@ -8,9 +8,13 @@ say that. Integer grid coordinates travel with the tokens; here they become posi
           frames a second has its latent frames three units apart. Pictures lie at 0.
   y, x    coordinate minus the middle of the segment's grid, in patches, so that a larger frame
           extends to both sides of what was trained.
+
+Segments that reach farther than any in training can be brought back among angles that were trained,
+each by its own scale, see `position_scale`.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,9 @@ from sora_jax.ops.packing import take_segments
 
 FPS_UNIT = 24.0
 """Frame rate at which neighbouring latent frames are one unit of time apart."""
+
+METHODS = ("none", "interpolate", "ntk")
+"""What to do with positions beyond those of training, see `frequencies`."""
 
 
 def axis_sizes(head_size: int) -> tuple[int, int, int]:
@@ -45,17 +52,73 @@ def frequencies(
     scale: how many times farther positions reach than in training (1 = as trained).
     method: "none"; "interpolate" squeezes positions by `scale` (Chen et al. 2023, arXiv
       2306.15595); "ntk" stretches the base by scale^(size / (size - 2)), so that the fastest
-      frequency stays and the slowest is divided by `scale`.
+      frequency stays and the slowest is divided by `scale` (bloc97 2023; Peng et al. 2023, arXiv
+      2309.00071, section 3.1).
   Returns: float32 `[size / 2]`.
   Raises: ValueError for an unknown method.
   """
-  if method not in ("none", "interpolate", "ntk"):
+  if method not in METHODS:
     raise ValueError(f"rotary method {method!r}; choose none, interpolate or ntk")
   if method == "ntk" and size > 2:
     theta = theta * scale ** (size / (size - 2))
   squeeze = scale if method == "interpolate" else 1.0
   exponent = jnp.arange(0, size, 2, dtype=jnp.float32) / size
   return theta**-exponent / squeeze
+
+
+class PositionScale(NamedTuple):
+  """How many times farther than in training each segment reaches along t, y and x; 1 = no farther.
+
+  Attributes:
+    squeeze_RS3: what positions are divided by, as by the method "interpolate" of `frequencies`.
+    stretch_RS3: what the slowest frequency is divided by, as by the method "ntk".
+  """
+
+  squeeze_RS3: Array
+  stretch_RS3: Array
+
+
+def position_scale(
+  grid_RS3: Int[Array, "R S 3"],
+  seconds_RS: Float[Array, "R S"],
+  extent: tuple[float, float],
+  methods: tuple[str, str],
+) -> PositionScale:
+  """The scale of each segment that is larger than the extent of training, exactly 1 for the others.
+
+  The scale is the ratio of extents, as in the papers named in `frequencies`; in space it is that of
+  the longer side for both axes, so that a frame keeps its proportions.
+  Args:
+    grid_RS3: token grids. seconds_RS: durations, 0 for pictures.
+    extent: (seconds, side in tokens) of the longest clip and of the longest side in training.
+    methods: of `METHODS`, one for time, one for space.
+  Returns: float32 tables `[R, S, 3]`.
+  Raises: ValueError for an unknown method.
+  """
+  if not set(methods) <= set(METHODS):
+    raise ValueError(f"rotary methods {methods!r}; choose two of none, interpolate or ntk")
+  side_RS = grid_RS3[..., 1:].max(-1).astype(jnp.float32)
+  one_RS = jnp.ones_like(seconds_RS)
+  # compared before it is divided: a ratio of equals may be off by a bit
+  time_RS, space_RS = (
+    jnp.where(size_RS > most, size_RS / most, one_RS)
+    for size_RS, most in zip((seconds_RS, side_RS), extent)
+  )
+
+  def table(method):
+    time = time_RS if methods[0] == method else one_RS
+    space = space_RS if methods[1] == method else one_RS
+    return jnp.stack([time, space, space], axis=-1)
+
+  return PositionScale(table("interpolate"), table("ntk"))
+
+
+def token_scale(
+  scale: PositionScale, segment_RL: Int[Array, "R L"]
+) -> tuple[Float[Array, "R L 3"], Float[Array, "R L 3"]]:
+  """Squeeze and stretch `[R, L, 3]` of each token: those of its segment; padding has 1."""
+  squeeze_RL3, stretch_RL3 = (jnp.maximum(take_segments(x, segment_RL), 1.0) for x in scale)
+  return squeeze_RL3, stretch_RL3
 
 
 def token_positions(
@@ -87,19 +150,32 @@ def rotary_angles(
   theta: float = 1e4,
   scale: Sequence[float] = (1.0, 1.0, 1.0),
   method: str = "none",
+  stretch_RL3: Float[Array, "R L 3"] | None = None,
 ) -> Float[Array, "R L Kh"]:
   """Angles of the rotary pairs of a head, time first, then height, then width.
 
   Args:
     position_RL3: from `token_positions`. head_size: K.
     scale, method: see `frequencies`, one scale for each of time, height and width.
+    stretch_RL3: of `token_scale`, on top of these; tokens with 1 keep their angles to the bit.
   Returns: float32 `[R, L, K / 2]`.
   """
   parts = []
   for axis, size in enumerate(axis_sizes(head_size)):
-    frequency = frequencies(size, theta, scale[axis], method)
-    parts.append(position_RL3[..., axis : axis + 1] * frequency[None, None, :])
+    frequency = frequencies(size, theta, scale[axis], method)[None, None, :]
+    if stretch_RL3 is not None:
+      frequency = frequency * slowing(size, stretch_RL3[..., axis : axis + 1])
+    parts.append(position_RL3[..., axis : axis + 1] * frequency)
   return jnp.concatenate(parts, axis=-1)
+
+
+def slowing(size: int, stretch_RL1: Float[Array, "R L 1"]) -> Float[Array, "R L F"]:
+  """What "ntk" multiplies frequencies by: (theta s^(d / (d - 2)))^(-2 i / d) over theta^(-2 i / d),
+  which is s^(-2 i / (d - 2)), from 1 for i = 0 down to 1 / s for the last, i = d / 2 - 1.
+  """
+  exponent_F = jnp.arange(0, size, 2, dtype=jnp.float32) / max(size - 2, 1)
+  slowed = stretch_RL1 ** -exponent_F[None, None, :]
+  return jnp.where(stretch_RL1 > 1, slowed, 1.0)
 
 
 def rotate(

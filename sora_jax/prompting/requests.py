@@ -26,6 +26,8 @@ class Request:
   Attributes:
     text: the prompt; names the noise together with `seed` and `sample`.
     ids: its token ids.
+    later: ((first frame of tokens, token ids), ...) of prompts that take over along the way; `text`
+      should name them too.
     grid: (t, h, w) in tokens.
     fps: frames of pixels per second, 0 for a picture.
     guidance: strength for text, 1 = off.
@@ -49,6 +51,7 @@ class Request:
   known: np.ndarray | None = None
   canvas: np.ndarray | None = None
   image_guidance: float = 1.0
+  later: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
   def __post_init__(self):
     if (self.known is None) != (self.canvas is None):
@@ -59,6 +62,28 @@ class Request:
       raise ValueError("a request needs token ids; even the empty prompt has its end of text")
     if min(self.grid) < 1:
       raise ValueError(f"a grid of {tuple(self.grid)} tokens is empty")
+    begins = [0, *(frame for frame, _ in self.later), self.grid[0]]
+    if any(a >= b for a, b in zip(begins, begins[1:])) or not all(ids for _, ids in self.later):
+      raise ValueError(
+        f"prompts take over at frames {begins[1:-1]} of {self.grid[0]}; they must follow each "
+        "other, and none may be empty"
+      )
+
+  @property
+  def texts(self) -> list[tuple[int, ...]]:
+    """Token ids of all prompts, in order."""
+    return [self.ids, *(ids for _, ids in self.later)]
+
+  @property
+  def slots(self) -> int:
+    """Time slots that it takes: one, or one for each frame of tokens if its prompt changes."""
+    return self.grid[0] if self.later else 1
+
+  @property
+  def text_of_slot(self) -> list[int]:
+    """Which of `texts` each slot reads."""
+    frames = np.arange(self.slots)
+    return np.searchsorted([frame for frame, _ in self.later], frames, side="right").tolist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +91,14 @@ class RowShape:
   """Static shape of the rows that samples are made in.
 
   Attributes: row_len: L.  max_segments: S.  text_row_len: M.  rows: R, rows of one call.
+    slots: Q, time slots; None = S, as long as no prompt changes along the way.
   """
 
   row_len: int
   max_segments: int
   text_row_len: int
   rows: int = 1
+  slots: int | None = None
 
 
 def shape_for(requests: Sequence[Request], base: RowShape) -> RowShape:
@@ -86,10 +113,20 @@ def shape_for(requests: Sequence[Request], base: RowShape) -> RowShape:
     row_len = base.row_len
   while row_len < most:
     row_len *= 2
-  text_row_len = base.text_row_len
-  while text_row_len < max(max(len(r.ids) for r in requests), base.max_segments * EOS_LENGTH):
+  slots = None
+  if any(r.later for r in requests):
+    slots = 2 * base.max_segments
+    while slots < max(r.slots for r in requests):
+      slots *= 2
+  text_row_len, least = base.text_row_len, (slots or base.max_segments) * EOS_LENGTH
+  while text_row_len < max(least, *(text_tokens(r) for r in requests)):
     text_row_len *= 2
-  return dataclasses.replace(base, row_len=row_len, text_row_len=text_row_len)
+  return dataclasses.replace(base, row_len=row_len, text_row_len=text_row_len, slots=slots)
+
+
+def text_tokens(request: Request) -> int:
+  """Text tokens of all its prompts together."""
+  return sum(len(ids) for ids in request.texts)
 
 
 def assign(requests: Sequence[Request], shape: RowShape) -> list[list[int]]:
@@ -99,11 +136,12 @@ def assign(requests: Sequence[Request], shape: RowShape) -> list[list[int]]:
   """
   rows, left = [], []
   for i in sorted(range(len(requests)), key=lambda i: (-requests[i].grid.size, i)):
-    need = requests[i].grid.size, len(requests[i].ids), 1
+    need = requests[i].grid.size, text_tokens(requests[i]), 1, requests[i].slots
     fitting = (k for k, room in enumerate(left) if all(n <= r for n, r in zip(need, room)))
     k = next(fitting, len(rows))
     if k == len(rows):
       room = [shape.row_len, shape.text_row_len, shape.max_segments]
+      room.append(shape.slots or shape.max_segments)
       if any(n > r for n, r in zip(need, room)):
         raise ValueError(
           f"request {i} ({requests[i].text!r}) needs {need[0]} tokens and {need[1]} text tokens; "
@@ -130,8 +168,9 @@ def batches(
     null_ids: ids of the empty prompt.
   Returns: (batch, indices of the requests of each row, in order of their segments). A batch has
     the tables of `ops.packing.place`; `text`, `text_segment`, `null_text`, `null_segment` [R, M];
-    `key` u32 [R, S, 2] (data of the noise keys); `guidance`, `image_guidance`, `start_time` f32
-    [R, S]; `start`, `canvas` f32 [R, L, P] and `known` f32 [R, L, cells F].
+    `slot_text` i32 [R, Q] if a prompt changes along the way; `key` u32 [R, S, 2] (data of the noise
+    keys); `guidance`, `image_guidance`, `start_time` f32 [R, S]; `start`, `canvas` f32 [R, L, P]
+    and `known` f32 [R, L, cells F].
   """
   rows = assign(requests, shape)
   calls = []
@@ -154,19 +193,34 @@ def _batch(requests, group, shape, patch, channels, frames, null_ids) -> dict[st
     tables[name] = np.ones((R, S), np.float32)
   for name, depth in (("start", channels), ("canvas", channels), ("known", frames)):
     tables[name] = np.zeros((R, L, patch.t * patch.h * patch.w * depth), np.float32)
+  if shape.slots is not None:
+    tables["slot_text"] = np.zeros((R, shape.slots), np.int32)
   for r, row in enumerate(group):
-    _pack_text(tables, r, "text", "text_segment", [requests[i].ids for i in row])
-    _pack_text(tables, r, "null_text", "null_segment", [null_ids] * len(row))
+    if shape.slots is not None:
+      _number_texts(tables["slot_text"][r], [requests[i] for i in row])
+    texts = [ids for i in row for ids in requests[i].texts]
+    _pack_text(tables, r, "text", "text_segment", texts)
+    _pack_text(tables, r, "null_text", "null_segment", [null_ids] * len(texts))
     for s, i in enumerate(row):
       q = requests[i]
       tables["key"][r, s] = jax.random.key_data(sampler.sample_key(q.seed, q.text, q.sample))
       for name in ("guidance", "image_guidance", "start_time"):
         tables[name][r, s] = getattr(q, name)
       here = tables["segment"][r] == s + 1
+      if q.later:
+        tables["slots"][r, s], tables["slot"][r, here] = q.slots, tables["coord"][r, here, 0]
       for name, cells in (("start", q.start_latent), ("canvas", q.canvas), ("known", q.known)):
         if cells is not None:
           tables[name][r, here] = patchify(np.asarray(cells, np.float32), patch)
   return tables
+
+
+def _number_texts(slot_text_Q: np.ndarray, row: Sequence[Request]) -> None:
+  """Writes which text of the row each of its slots reads, in the order of both."""
+  slot = number = 0
+  for request in row:
+    slot_text_Q[slot : slot + request.slots] = np.add(request.text_of_slot, number + 1)
+    slot, number = slot + request.slots, number + len(request.texts)
 
 
 def _pack_text(tables, r: int, name: str, segment_name: str, texts) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion import guidance, process, sampler, solvers, times
-from sora_jax.ops import packing
+from sora_jax.ops import packing, positions
 from sora_jax.ops.patchify import join_cells, unpatchify
 from sora_jax.prompting.requests import Request, RowShape, batches, shape_for
 from sora_jax.shapes import Patch
@@ -24,7 +24,11 @@ from sora_jax.shapes import Patch
 @runtime_checkable
 class Predict(Protocol):
   """The network: (params, tokens, time_RQ, layout, text_RMU) -> its prediction [R, L, P]; what a
-  token holds is said in `ops.patchify.join_cells`."""
+  token holds is said in `ops.patchify.join_cells`.
+
+  A `Method` with a `rotary_method` hands it a sixth argument, an `ops.positions.PositionScale`;
+  networks that are never sampled so need not take it.
+  """
 
   def __call__(self, params: Any, tokens_RLP, time_RQ, layout: packing.Layout, text_RMU) -> Any: ...
 
@@ -48,6 +52,13 @@ class Method:
     rescale: share of the deviation given back after guidance, see `guidance.rescale`.
     branches: how often a row is evaluated: 1, without guidance; 2, with the empty prompt too; 3,
       with the empty prompt and nothing known besides. The sampler lowers it to what is needed.
+    rotary_method: what becomes of the positions of clips that are larger than `trained_extent`:
+      "none" leaves them, "interpolate" squeezes them into that extent, "ntk" slows the slow
+      frequencies down; see `ops.positions.frequencies`. One name, or one for time and one for space
+      (it is kept as such a pair). Every clip has a scale of its own, and those within the extent
+      are made as with "none", to the bit.
+    trained_extent: (seconds, side in tokens) of the longest clip and of the longest side in
+      training; infinity never scales.
   """
 
   solver: str = "dpmpp_2m"
@@ -56,6 +67,8 @@ class Method:
   interval: tuple[float, float] = (-1.0, 2.0)
   rescale: float = 0.0
   branches: int = 3
+  rotary_method: str | Sequence[str] = "none"
+  trained_extent: Sequence[float | int] | None = None
 
   def __post_init__(self):
     for name, table in (("solver", solvers.SOLVERS), ("grid", sampler.GRIDS)):
@@ -63,6 +76,24 @@ class Method:
         raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(table)}")
     if self.steps < 1:
       raise ValueError(f"steps={self.steps}; a sample needs at least 1 solver step")
+    self._check_positions()
+
+  def _check_positions(self):
+    """Makes a pair of `rotary_method` and floats of `trained_extent`; refuses what cannot be."""
+    given, extent = self.rotary_method, self.trained_extent
+    names = (given, given) if isinstance(given, str) else tuple(given)
+    if len(names) != 2 or not set(names) <= set(positions.METHODS):
+      raise ValueError(
+        f"rotary_method={given!r}; allowed: {', '.join(positions.METHODS)}, or two of them, for "
+        "time and for space"
+      )
+    if extent is None and names != ("none", "none"):
+      raise ValueError(f"rotary_method={given!r} needs trained_extent=(seconds, side in tokens)")
+    if extent is not None and (len(extent) != 2 or not min(extent) > 0):
+      raise ValueError(f"trained_extent={extent}; it must be (seconds, side in tokens), above 0")
+    object.__setattr__(self, "rotary_method", names)
+    if extent is not None:
+      object.__setattr__(self, "trained_extent", tuple(float(n) for n in extent))
 
 
 class Sampler:
@@ -164,12 +195,17 @@ class Sampler:
       R = known_RLX.shape[0]
       known_nLX, canvas_nLP = known_nLX.at[2 * R :].set(0.0), canvas_nLP.at[2 * R :].set(0.0)
 
+    scale = self._position_scale(layout, method)
+    extra = () if scale is None else (jax.tree.map(lambda a: jnp.tile(a, (n, 1, 1)), scale),)
+
     def denoise(x_RLP, j):
       x_nLP, time_nQ, time_nL1 = (
         jnp.tile(a, (n, 1, 1)[: a.ndim]) for a in (x_RLP, time_JRQ[j], time_JRL1[j])
       )
       tokens_nLP = join_cells(x_nLP, known_nLX, canvas_nLP, self._patch)
-      prediction_nLP = self._predict(params["dit"], tokens_nLP, time_nQ, predict_layout, text_RMU)
+      prediction_nLP = self._predict(
+        params["dit"], tokens_nLP, time_nQ, predict_layout, text_RMU, *extra
+      )
       x0_nLP = process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
       return x0_nLP if n == 1 else self._guide(x0_nLP, plain_JRQ[j], batch, layout, method)
 
@@ -178,6 +214,19 @@ class Sampler:
     solver = solvers.by_name(method.solver)
     x0_RLP = sampler.integrate(solver, denoise, start_RLP, time_JRL1, draw)
     return jnp.where((layout.segment_RL > 0)[..., None], x0_RLP, 0.0)
+
+  def _position_scale(
+    self, layout: packing.Layout, method: Method
+  ) -> positions.PositionScale | None:
+    """Scale of each segment's positions; None where the method scales none."""
+    if method.rotary_method == ("none", "none"):
+      return None
+    frames_RS = 1 + (layout.grid_RS3[..., 0] * self._patch.t - 1) * self._frames
+    moves_RS = layout.fps_RS > 0
+    seconds_RS = jnp.where(moves_RS, frames_RS / jnp.where(moves_RS, layout.fps_RS, 1.0), 0.0)
+    return positions.position_scale(
+      layout.grid_RS3, seconds_RS, method.trained_extent, method.rotary_method
+    )
 
   def _grids(self, batch: dict, layout: packing.Layout, method: Method) -> tuple[Any, Any]:
     """Times [J, R, Q] of every slot from its start down to 0, before and after the shift."""

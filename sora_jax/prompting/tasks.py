@@ -2,7 +2,7 @@
 
 Videos are uint8 [T, H, W, 3], pictures T = 1. A size is (width, height); inputs of another size are
 scaled to cover it, and what sticks out is cut. Every function raises a ValueError that names the
-argument, its value and what would do.
+argument, its value and what would do. A prompt may change along the result; see `timeline.blank`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 from sora_jax.data import transforms
 from sora_jax.data.transforms import Size
 from sora_jax.prompting import timeline
-from sora_jax.prompting.timeline import Timeline
+from sora_jax.prompting.timeline import Prompt, Timeline
 
 Video = UInt8[np.ndarray, "_ _ _ 3"]
 
@@ -25,7 +25,7 @@ GUARD = 5
 
 
 def animate(
-  image: Video, prompt: str, size: Size | None, frames: int, fps: float, at: int = 0
+  image: Video, prompt: Prompt, size: Size | None, frames: int, fps: float, at: int = 0
 ) -> Timeline:
   """A video in which a picture is frame `at`."""
   if len(image) != 1:
@@ -36,7 +36,7 @@ def animate(
 
 
 def extend(
-  video: Video, prompt: str, size: Size | None, fps: float, forward: int = 0, backward: int = 0
+  video: Video, prompt: Prompt, size: Size | None, fps: float, forward: int = 0, backward: int = 0
 ) -> Timeline:
   """A clip with `forward` frames after it and `backward` frames before it."""
   if min(forward, backward) < 0 or forward + backward == 0:
@@ -50,12 +50,13 @@ def extend(
     before, shown, after = *split(video, len(video) - CONTEXT), None
   else:
     before, (shown, after) = None, split(video, CONTEXT)
-  empty = timeline.blank(prompt, backward + len(shown) + forward, size_of(video), fps)
+  frames = backward + len(shown) + forward
+  empty = timeline.blank(prompt, frames, size_of(video), fps, length(before))
   return dataclasses.replace(empty.place(shown, backward), before_THWC=before, after_THWC=after)
 
 
 def connect(
-  start: Video, end: Video, prompt: str, size: Size | None, frames: int, fps: float
+  start: Video, end: Video, prompt: Prompt, size: Size | None, frames: int, fps: float
 ) -> Timeline:
   """A video of `frames` frames that begins with one clip, ends with another, and leads over."""
   start, end = fitted(start, size), fitted(end, size or size_of(start))
@@ -67,12 +68,13 @@ def connect(
     )
   before, start = split(start, len(start) - CONTEXT)
   end, after = split(end, CONTEXT)
-  empty = timeline.blank(prompt, len(start) + gap + len(end), size_of(start), fps)
+  shown = len(start) + gap + len(end)
+  empty = timeline.blank(prompt, shown, size_of(start), fps, length(before))
   known = empty.place(start).place(end, len(start) + gap)
   return dataclasses.replace(known, before_THWC=before, after_THWC=after)
 
 
-def loop(video: Video, prompt: str, size: Size | None, frames: int, fps: float) -> Timeline:
+def loop(video: Video, prompt: Prompt, size: Size | None, frames: int, fps: float) -> Timeline:
   """A clip led back to its own beginning: frame `frames` would equal frame 0.
 
   The model is shown the clip's end, the gap, and the clip's beginning once more behind it: GUARD
@@ -87,13 +89,13 @@ def loop(video: Video, prompt: str, size: Size | None, frames: int, fps: float) 
     )
   video = fitted(video, size)
   before, shown = split(video, len(video) - CONTEXT)
-  again, inside = video[:CONTEXT], frames - len(before if before is not None else ())
-  empty = timeline.blank(prompt, inside + len(again), size_of(video), fps)
+  again, inside = video[:CONTEXT], frames - length(before)
+  empty = timeline.blank(prompt, inside + len(again), size_of(video), fps, length(before))
   known = empty.place(shown).place(again, inside)
   return dataclasses.replace(known, before_THWC=before, keep=inside)
 
 
-def edit(video: Video, prompt: str, size: Size | None, fps: float, strength: float) -> Timeline:
+def edit(video: Video, prompt: Prompt, size: Size | None, fps: float, strength: float) -> Timeline:
   """SDEdit (arXiv 2108.01073): a clip noised to time `strength` and denoised under a new prompt."""
   video = fitted(video, size)
   empty = timeline.blank(prompt, len(video), size_of(video), fps)
@@ -101,7 +103,7 @@ def edit(video: Video, prompt: str, size: Size | None, fps: float, strength: flo
 
 
 def inpaint(
-  video: Video, mask_THW: Bool[np.ndarray, "_ _ _"], prompt: str, size: Size | None, fps: float
+  video: Video, mask_THW: Bool[np.ndarray, "_ _ _"], prompt: Prompt, size: Size | None, fps: float
 ) -> Timeline:
   """A clip of which a region is made anew.  mask_THW: true where; one frame serves all."""
   if mask_THW.shape[1:] != video.shape[1:3] or len(mask_THW) not in (1, len(video)):
@@ -119,7 +121,7 @@ def inpaint(
   return empty.place(video, mask_THW=known_THW)
 
 
-def outpaint(video: Video, prompt: str, size: Size, fps: float) -> Timeline:
+def outpaint(video: Video, prompt: Prompt, size: Size, fps: float) -> Timeline:
   """A clip in the middle of a larger frame, scaled so that it just fits inside."""
   width, height = size
   H, W = video.shape[1:3]
@@ -135,7 +137,9 @@ def outpaint(video: Video, prompt: str, size: Size, fps: float) -> Timeline:
   return empty.place(transforms.resize(video, inner), corner=corner)
 
 
-def interpolate(video: Video, prompt: str, size: Size | None, fps: float, factor: int) -> Timeline:
+def interpolate(
+  video: Video, prompt: Prompt, size: Size | None, fps: float, factor: int
+) -> Timeline:
   """`factor` times the frame rate: (T - 1) factor + 1 frames, every factor-th of them known."""
   if factor < 2 or len(video) < 2:
     raise ValueError(
@@ -156,6 +160,11 @@ def fitted(video: Video, size: Size | None) -> Video:
 def size_of(video: Video) -> Size:
   """(width, height) of a video."""
   return video.shape[2], video.shape[1]
+
+
+def length(video: Video | None) -> int:
+  """Frames of a video, 0 of none."""
+  return 0 if video is None else len(video)
 
 
 def split(video: Video, at: int) -> Sequence[Video | None]:

@@ -6,6 +6,7 @@ knows nothing of tasks.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -19,6 +20,7 @@ class Timeline:
 
   Attributes:
     prompt: text.  fps: frames per second.
+    later: ((frame, text), ...) of prompts that take over along the way; see `latent_prompts`.
     pixels_THWC: uint8, what is known at its place; elsewhere 0.
     known_THW: where pixels are known.
     start_THWC: uint8 video that is noised to time `strength` and denoised again, or None; 0 leaves
@@ -38,6 +40,7 @@ class Timeline:
   before_THWC: UInt8[np.ndarray, "b H W 3"] | None = None
   after_THWC: UInt8[np.ndarray, "a H W 3"] | None = None
   keep: int | None = None
+  later: tuple[tuple[int, str], ...] = ()
 
   def __post_init__(self):
     if not 0 <= self.strength <= 1:
@@ -46,6 +49,12 @@ class Timeline:
       raise ValueError(
         f"the video to start from has shape {self.start_THWC.shape}, the timeline "
         f"{self.pixels_THWC.shape}; resize it first"
+      )
+    begins = [0, *(frame for frame, _ in self.later), self.frames]
+    if any(a >= b for a, b in zip(begins, begins[1:])):
+      raise ValueError(
+        f"prompts take over at frames {begins[1:-1]} of {self.frames}; they must follow each other "
+        f"from frame 1 on"
       )
 
   @property
@@ -57,6 +66,22 @@ class Timeline:
   def size(self) -> Size:
     """(width, height) in pixels."""
     return self.pixels_THWC.shape[2], self.pixels_THWC.shape[1]
+
+  def latent_prompts(self, frames_per_latent: int) -> list[tuple[int, str]]:
+    """[(first latent frame, prompt)] from 0 on: each reads what holds in the middle of its frames.
+
+    A prompt that holds in the middle of no latent frame is read by none.
+    """
+    latents = 1 + -(-(self.frames - 1) // frames_per_latent)
+    found: list[tuple[int, str]] = []
+    for k in range(latents):
+      middle = min(
+        max(0, frames_per_latent * (k - 1) + 1 + frames_per_latent // 2), self.frames - 1
+      )
+      text = [self.prompt, *(text for frame, text in self.later if frame <= middle)][-1]
+      if not found or text != found[-1][1]:
+        found.append((k, text))
+    return found
 
   def place(
     self,
@@ -93,8 +118,16 @@ class Timeline:
     return np.concatenate([part for part in parts if part is not None])
 
 
-def blank(prompt: str, frames: int, size: Size, fps: float) -> Timeline:
-  """A timeline of which nothing is known.  Raises: ValueError for an impossible extent."""
+Prompt = str | Sequence[tuple[int, str]]
+"""A text, or several with the frames of the result at which they take over, the first at 0."""
+
+
+def blank(prompt: Prompt, frames: int, size: Size, fps: float, skipped: int = 0) -> Timeline:
+  """A timeline of which nothing is known.
+
+  Args: skipped: frames of the result that lie before the timeline.
+  Raises: ValueError for an impossible extent, or prompts that do not follow each other.
+  """
   width, height = size
   if frames < 1:
     raise ValueError(f"frames is {frames}; a video has at least 1")
@@ -103,4 +136,28 @@ def blank(prompt: str, frames: int, size: Size, fps: float) -> Timeline:
   if not 0 < fps <= 1000:
     raise ValueError(f"fps is {fps}; it must be above 0, at most 1000")
   shape = frames, height, width
-  return Timeline(prompt, fps, np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool))
+  first, later = ordered(prompt, frames, skipped)
+  pixels_THWC = np.zeros((*shape, 3), np.uint8)
+  return Timeline(first, fps, pixels_THWC, np.zeros(shape, bool), later=later)
+
+
+def ordered(prompt: Prompt, frames: int, skipped: int = 0) -> tuple[str, tuple]:
+  """The prompt that a timeline begins with, and those that take over; see `blank`."""
+  if isinstance(prompt, str):
+    return prompt, ()
+  begins = [int(frame) for frame, _ in prompt]
+  last = skipped + frames
+  if begins[:1] != [0] or any(a >= b for a, b in zip(begins, [*begins[1:], last])):
+    raise ValueError(
+      f"prompts begin at frames {begins} of {last}; the first begins at 0, each later one "
+      "after the one before it"
+    )
+  first = [text for frame, text in prompt if frame <= skipped][-1]
+  return first, tuple((frame - skipped, text) for frame, text in prompt if frame > skipped)
+
+
+def until(prompt: Prompt, frames: int) -> Prompt:
+  """The part of a prompt that concerns the first frames of a result."""
+  if isinstance(prompt, str):
+    return prompt
+  return [(frame, text) for frame, text in prompt if frame < frames]

@@ -3,20 +3,28 @@
 Every verb takes the arguments of `Model.make` as well: seed, guidance, image_guidance, steps, ...
 """
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from sora_jax.data import transforms
 from sora_jax.data.transforms import Size
-from sora_jax.prompting import tasks
+from sora_jax.prompting import long as long_lib
+from sora_jax.prompting import requests, tasks, timeline
+from sora_jax.prompting.timeline import Prompt
+from sora_jax.shapes import Grid
+
+DEFAULT_SIZE = (96, 64)
+"""(width, height) of what is made from text alone."""
 
 
 class Verbs:
-  """The verbs; a class that has `make`, `defaults`, `patch`, `autoencoder` and `sampler`."""
+  """The verbs; a class with `make`, `defaults`, `prompted`, `patch`, `autoencoder`, `sampler`."""
 
   def animate(
-    self, image: np.ndarray, prompt: str, size: Size | None = None, frames: int = 17,
+    self, image: np.ndarray, prompt: Prompt, size: Size | None = None, frames: int = 17,
     fps: float | None = None, at: int = 0, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A video in which a picture, uint8 [H, W, 3] or [1, H, W, 3], is frame `at`; see `make`."""
@@ -25,7 +33,7 @@ class Verbs:
     return self.make(tasks.animate(image, prompt, size, frames, self._fps(fps), at), **how)
 
   def extend(
-    self, video: np.ndarray, prompt: str, forward: int = 0, backward: int = 0,
+    self, video: np.ndarray, prompt: Prompt, forward: int = 0, backward: int = 0,
     size: Size | None = None, fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip, uint8 [T, H, W, 3], with frames after it, before it, or both; see `make`."""
@@ -35,7 +43,7 @@ class Verbs:
     return self.make(line, **how)
 
   def connect(
-    self, start: np.ndarray, end: np.ndarray, prompt: str, frames: int,
+    self, start: np.ndarray, end: np.ndarray, prompt: Prompt, frames: int,
     size: Size | None = None, fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A video of `frames` frames that leads from one clip or picture to another; see `make`."""
@@ -44,16 +52,27 @@ class Verbs:
     return self.make(tasks.connect(start, end, prompt, size, frames, self._fps(fps)), **how)
 
   def loop(
-    self, video: np.ndarray, prompt: str, frames: int, size: Size | None = None,
+    self, video: np.ndarray | None, prompt: Prompt, frames: int, size: Size | None = None,
     fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
-    """A clip led back to its beginning: frame `frames` would equal frame 0; see `make`."""
+    """A clip led back to its beginning: frame `frames` would equal frame 0; see `make`.
+
+    video: None makes the clip from text first, the first half of the loop.
+    """
+    seeds = how.get("seed", 0)
+    if video is None and np.ndim(seeds):
+      return [self.loop(None, prompt, frames, size, fps, **{**how, "seed": n}) for n in seeds]
+    if video is None:
+      half = max(tasks.GUARD, frames // 2)
+      text = timeline.until(prompt, half)
+      line = timeline.blank(text, half, size or DEFAULT_SIZE, self._fps(fps))
+      video = self.make(line, **how)
     shown = min(len(video), tasks.CONTEXT)
     size = self._size(video, frames - len(video) + 2 * shown, size)
     return self.make(tasks.loop(video, prompt, size, frames, self._fps(fps)), **how)
 
   def edit(
-    self, video: np.ndarray, prompt: str, strength: float, size: Size | None = None,
+    self, video: np.ndarray, prompt: Prompt, strength: float, size: Size | None = None,
     fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip made again under a new prompt, the more freely the greater `strength`; see `make`."""
@@ -61,7 +80,7 @@ class Verbs:
     return self.make(tasks.edit(video, prompt, size, self._fps(fps), strength), **how)
 
   def inpaint(
-    self, video: np.ndarray, mask: np.ndarray, prompt: str, size: Size | None = None,
+    self, video: np.ndarray, mask: np.ndarray, prompt: Prompt, size: Size | None = None,
     fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip whose region mask, bool [H, W] or [T, H, W], is made anew; see `make`."""
@@ -70,18 +89,66 @@ class Verbs:
     return self.make(tasks.inpaint(video, mask, prompt, size, self._fps(fps)), **how)
 
   def outpaint(
-    self, video: np.ndarray, prompt: str, size: Size, fps: float | None = None, **how: Any
+    self, video: np.ndarray, prompt: Prompt, size: Size, fps: float | None = None, **how: Any
   ) -> np.ndarray | list[np.ndarray]:
     """A clip in the middle of a frame of another aspect ratio, the rest made; see `make`."""
     return self.make(tasks.outpaint(video, prompt, size, self._fps(fps)), **how)
 
   def interpolate(
-    self, video: np.ndarray, prompt: str, factor: int, size: Size | None = None,
+    self, video: np.ndarray, prompt: Prompt, factor: int, size: Size | None = None,
     fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip at `factor` times its frame rate `fps`; see `make`."""
     size = self._size(video, (len(video) - 1) * factor + 1, size)
     return self.make(tasks.interpolate(video, prompt, size, self._fps(fps), factor), **how)
+
+  def long(
+    self, prompt: str | Sequence[tuple[float | int, str]], frames: int, size: Size = DEFAULT_SIZE,
+    fps: float | None = None, seed: int = 0, *, window: int = long_lib.WINDOW,
+    context: int = tasks.GUARD, ratio: int = long_lib.RATIO,
+    least_fps: float | int = long_lib.LEAST_FPS, batch: int = long_lib.BATCH,
+    kept: long_lib.Kept | None = None, progress: Callable[[str], None] | None = None, **how: Any,
+  ) -> Iterator[np.ndarray]:  # fmt: skip
+    """A video of any length from text, in chunks as they are made; see `prompting/long.py`.
+
+    All windows have one shape, so one program is compiled (two if image_guidance is not 1, which
+    means nothing in the first window).
+    Args: prompt: text, or pairs (seconds, text), the first at 0: each window is made from the text
+      in force at the first frame that it makes.  window: frames of one call, as in training.
+      context: frames that a window knows of the one before.  ratio, least_fps: of key frames, see
+      `long.plan`.  batch: most windows of key frames sampled together: as many of these as the row
+      of one holds.  kept: finished windows by (level, index), for example {}, so that a second
+      call goes on where the first ended.  how: arguments of `make`.
+    Yields: uint8 [k, height, width, 3], together exactly `frames` frames.
+    Raises: ValueError, before anything is made.
+    """
+    timeline.blank("", 1, size, self._fps(fps))  # refuses a size or rate that none can have
+    plan = long_lib.plan(
+      frames, self._fps(fps), window=window, context=context, ratio=ratio, least_fps=least_fps
+    )
+    if plan.windows > 1 and not self.prompted:
+      raise ValueError(
+        "this model has not seen image or video prompts in training, so its windows would not hang "
+        "together; train one with config.data.prompts.on=True, or ask for at most "
+        f"{window} frames, not {frames}"
+      )
+    film = long_lib.Film(
+      plan, long_lib.script_of(prompt), tuple(size), seed,
+      lambda lines, seeds: self.make(lines, seed=seeds, **how),
+      min(batch, self._row_holds(size, window)), kept, progress,
+    )  # fmt: skip
+    return film.chunks()
+
+  def _row_holds(self, size: Size, frames: int) -> int:
+    """How many videos fit into the row that one of them alone is sampled in."""
+    p, f_s = self.patch, self.autoencoder.spatial
+    multiple = math.lcm(p.h, p.w)
+    w, h = (-(-side // (f_s * multiple)) * multiple for side in size)
+    t = 1 + (self._padded_frames(frames, p.t) - 1) // self.autoencoder.temporal
+    grid = Grid(t // p.t, h // p.h, w // p.w)
+    base = requests.RowShape(self.sampler.row_len, 1, 1)
+    row = requests.shape_for([requests.Request("", (0,), grid, 0.0)], base)
+    return max(1, row.row_len // grid.size)
 
   def _fps(self, fps: float | None) -> float:
     return float(self.defaults["fps"] if fps is None else fps)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from flax import linen as nn
 
 from sora_jax.data import tokenizers
 from sora_jax.data.pipeline import PipelineConfig, packed_rows
+from sora_jax.data.table import ClipSource
 from sora_jax.diffusion import loss as loss_lib
 from sora_jax.diffusion import process, times
 from sora_jax.nn.dit import DiT
@@ -23,6 +25,9 @@ from sora_jax.train.task import Cost, Ratio
 from sora_jax.weights import folder as folder_lib
 from sora_jax.weights import store
 from sora_jax.weights.folder import Network
+
+NO_LIMIT = 1e9
+"""Seconds, of a data set without videos."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +240,7 @@ class TextToVideo:
       "rows": {name: getattr(p, name) for name in ("row_len", "max_segments", "text_row_len")},
       "sampling": self.sampling,
       "prompts": p.prompts is not None,
+      "extent": extent(self.sources.train, p.patch, self.frames_per_latent),
     }
     text = {
       "network": self.text.config,
@@ -267,6 +273,18 @@ class HeldOutLoss:
 @functools.partial(jax.jit, static_argnums=0)
 def _loss_of(loss, params, batch, key):
   return loss(params, batch, key, jnp.ones(()))[0]
+
+
+def extent(source: ClipSource, patch: Sequence[int], frames_per_latent: int) -> list[float]:
+  """[seconds, tokens] of a data set's longest clip and longest side; pictures have no length."""
+  seconds, side = 0.0, 1
+  for index in range(len(source)):
+    clip = source[index]
+    t, h, w, _ = clip.latent_thwZ.shape
+    frames = 1 + (t - 1) * frames_per_latent
+    seconds = max(seconds, frames / clip.fps if clip.fps else 0.0)
+    side = max(side, h // patch[1], w // patch[2])
+  return [seconds or NO_LIMIT, float(side)]
 
 
 def _is_instance(kind, x) -> bool:

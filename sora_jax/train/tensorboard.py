@@ -1,11 +1,10 @@
-"""TensorBoard events through clu, where TensorFlow and TensorBoard are installed; elsewhere nothing.
+"""TensorBoard events through clu, where TensorFlow and TensorBoard are installed, or nothing.
 
 TensorFlow 2.21 no longer brings TensorBoard with it, and clu's writer imports both.
 """
 
 import importlib.util
 from pathlib import Path
-
 
 NEEDS = ("tensorflow", "tensorboard")
 

@@ -46,6 +46,16 @@ def test_true_frames_are_read_right(changes):
   assert min(found.values()) > 0.99, found
 
 
+@pytest.mark.parametrize("style", ["plain", "outline", "hatched", "night"])
+def test_the_filling_is_read_whether_sharp_or_blurred(style):
+  want = "plain" if style == "night" else style
+  drawn = clips(60, sizes=((48, 48),), styles=style, radius=(0.18, 0.26))
+  for change in (lambda video: video, lambda video: blurred(video, 0.5, 4)):
+    seen = [detectors.detect(change(clip.video_THWC)) for clip in drawn]
+    assert np.mean([s.filling == want for s in seen]) > 0.95
+    assert np.mean([s.night == (style == "night") for s in seen]) > 0.95
+
+
 def test_blurred_frames_are_read_right():
   found = rates(
     [detectors.score(detectors.detect(blurred(c.video_THWC, 0.8, 6)), c.truth) for c in clips()]

@@ -1,6 +1,7 @@
 """The diffusion transformer: packed rows against clips alone, leaks, sizes, names, options."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import linen as nn
 
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import SIZES, DiTConfig
-from sora_jax.ops import packing
+from sora_jax.ops import packing, positions
 from sora_jax.sharding import AXIS_RULES
 
 CONFIG = DiTConfig(
@@ -197,6 +198,35 @@ def test_every_token_may_have_its_own_time():
   same = run(jnp.broadcast_to(time[:, :1], time.shape), two)
   close(run(time, layout), same, 1e-6)
   assert not np.allclose(run(time.at[0, 1].set(0.9).at[0, 0].set(0.1), two), same)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "methods"))
+def predict_scaled(config, params, args, methods, extent=(1.5, 3.0)):
+  """Prediction with positions scaled beyond an extent of 1.5 s and 3 tokens."""
+  layout = args[2]
+  fps = layout.fps_RS
+  seconds = jnp.where(fps > 0, layout.grid_RS3[..., 0] / jnp.maximum(fps, 1), 0.0)
+  scale = positions.position_scale(layout.grid_RS3, seconds, extent, methods)
+  return DiT(config).apply({"params": params}, *args, position_scale=scale)
+
+
+@pytest.mark.parametrize("methods", [("interpolate", "ntk"), ("ntk", "interpolate")])
+def test_a_segment_too_large_is_scaled_and_its_neighbours_are_not(methods):
+  """Packed as alone; what lies within the trained extent is predicted as without, to the bit."""
+  rows = [[((2, 2, 3), 24.0), ((2, 2, 5), 0.5), ((1, 3, 2), 0.0)]]
+  case = Case(rows=rows, texts=[[3, 1, 4]])
+  args = case.batch[0]
+  params = random_params(CONFIG, args)
+  segment = args[2].segment_RL
+  plain = packing.unpack(jax.jit(predict, static_argnums=0)(CONFIG, params, args), segment)[0]
+  got = packing.unpack(predict_scaled(CONFIG, params, args, methods), segment)[0]
+  for i in (0, 2):
+    np.testing.assert_array_equal(got[i], plain[i])
+  assert np.abs(got[1] - plain[1]).max() > 1e-3 * np.abs(plain[1]).max()
+  for want, (alone, _) in zip(got, case.alone()[0]):
+    close(predict_scaled(CONFIG, params, alone, methods)[0, : len(want)], want, 1e-5)
+  with pytest.raises(ValueError, match="only rotary positions can be scaled"):
+    predict_scaled(dataclasses.replace(CONFIG, position="sincos"), params, args, methods)
 
 
 def shapes_of(config, rows=1, row_len=8, segments=2, text_len=4):

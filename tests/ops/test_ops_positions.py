@@ -1,5 +1,7 @@
 """Positions: real time, centring, rotation as a relative law, fractions, scaling."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,89 @@ def test_interpolation_and_ntk_reach_farther():
   np.testing.assert_allclose(ntk[-1], plain[-1] / 4, rtol=1e-5)
   with pytest.raises(ValueError, match="choose none, interpolate or ntk"):
     positions.frequencies(20, method="yarn")
+
+
+def row_of(segments):
+  """Grids, seconds, segments and positions of one row of (token grid, seconds)."""
+  fps = [0.0 if seconds == 0 else 8.0 for _, seconds in segments]
+  row_len = sum(int(np.prod(grid)) for grid, _ in segments) + 2
+  tables = packing.place(
+    [[(grid, rate) for (grid, _), rate in zip(segments, fps)]], row_len, len(segments) + 1
+  )
+  t = {name: jnp.asarray(value) for name, value in tables.items()}
+  seconds = jnp.asarray([[seconds for _, seconds in segments] + [0.0]], jnp.float32)
+  place = positions.token_positions(t["coord"], t["segment"], t["grid"], t["fps"])
+  return t["grid"], seconds, t["segment"], place
+
+
+def scaled(segments, methods, extent=(2.0, 4.0)):
+  """Positions of one row, the scale of its segments, and that of its tokens."""
+  grid, seconds, segment, place = row_of(segments)
+  scale = positions.position_scale(grid, seconds, extent, methods)
+  return place, scale, positions.token_scale(scale, segment)
+
+
+LARGE = [((4, 3, 8), 6.0), ((2, 3, 4), 2.0), ((1, 10, 2), 0.0)]
+"""Segments that are three times too long and twice too wide, within (2 s, 4 tokens), too high."""
+
+
+def test_each_segment_has_the_scale_of_what_it_exceeds():
+  _, scale, (squeeze, stretch) = scaled(LARGE, ("interpolate", "ntk"))
+  np.testing.assert_array_equal(scale.squeeze_RS3[0], [[3, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]])
+  np.testing.assert_array_equal(
+    scale.stretch_RS3[0], [[1, 2, 2], [1, 1, 1], [1, 2.5, 2.5], [1, 1, 1]]
+  )
+  np.testing.assert_array_equal(squeeze[0, 0], [3, 1, 1])
+  np.testing.assert_array_equal(stretch[0, -3], [1, 2.5, 2.5])
+  np.testing.assert_array_equal(squeeze[0, -2:], 1)  # padding
+
+
+@pytest.mark.parametrize("method", positions.METHODS)
+def test_positions_within_the_trained_extent_are_untouched_to_the_bit(method):
+  row = row_of([((5, 7, 3), 29 / 24), ((1, 1, 7), 0.0), ((2, 6, 7), 0.3)])
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def angles(extent, grid, seconds, segment, place):
+    scale = positions.position_scale(grid, seconds, extent, (method, method))
+    squeeze, stretch = positions.token_scale(scale, segment)
+    return positions.rotary_angles(place / squeeze, 32, stretch_RL3=stretch)
+
+  got = angles((29 / 24, 7.0), *row)
+  np.testing.assert_array_equal(got, jax.jit(lambda x: positions.rotary_angles(x, 32))(row[3]))
+  changed = np.asarray(angles((0.5, 7.0), *row) != got).any(-1)[0]  # the first is now too long
+  assert not changed[105:].any() and changed[:105].any() == (method != "none")
+
+
+def test_interpolated_angles_are_those_of_positions_over_the_scale():
+  place, _, (squeeze, stretch) = scaled(LARGE, ("interpolate", "interpolate"))
+  got = positions.rotary_angles(place / squeeze, 32, stretch_RL3=stretch)
+  by_hand = np.array(place)
+  by_hand[0, :96] /= np.float32([3, 2, 2])
+  by_hand[0, 120:140] /= np.float32([1, 2.5, 2.5])
+  np.testing.assert_array_equal(got, positions.rotary_angles(jnp.asarray(by_hand), 32))
+  last = np.asarray(place / squeeze)[0, :96]
+  assert last[:, 0].max() == 3 * 3 / 3 and last[:, 2].max() == 3.5 / 2
+
+
+def test_ntk_angles_are_those_of_a_larger_base():
+  place, _, (squeeze, stretch) = scaled(LARGE, ("ntk", "ntk"))
+  np.testing.assert_array_equal(squeeze, 1)
+  got = np.asarray(positions.rotary_angles(place, 32, 1e4, stretch_RL3=stretch))[0]
+  place, start = np.asarray(place, np.float64)[0], 0
+  for axis, (size, scale) in enumerate(zip((12, 10, 10), (3, 2, 2))):
+    base = 1e4 * scale ** (size / (size - 2))
+    angle = place[:96, axis, None] * base ** (-np.arange(0, size, 2) / size)
+    mine = got[:96, start : start + size // 2]
+    np.testing.assert_allclose(mine, angle, rtol=1e-5)
+    np.testing.assert_array_equal(mine[:, 0], place[:96, axis].astype("f"))  # the fastest stays
+    slowest = place[:96, axis] * 1e4 ** (-(size - 2) / size) / scale
+    np.testing.assert_allclose(mine[:, -1], slowest, rtol=1e-5)
+    start += size // 2
+
+
+def test_unknown_ways_to_reach_farther_are_refused():
+  with pytest.raises(ValueError, match="'yarn'.*choose two of none, interpolate or ntk"):
+    scaled(LARGE, ("ntk", "yarn"))
 
 
 def test_fractions_say_where_the_frame_ends():

@@ -35,7 +35,7 @@ C = Request("c", (9, 3, 4, 1), Grid(3, 1, 5), 12.0, seed=2, guidance=2.0)
 
 
 @functools.cache
-def params():
+def params(pooled=False):
   """Random weights everywhere: layers that start at zero would hide mistakes."""
   rng = np.random.default_rng(0)
   key, text_RM = jax.random.key(0), jnp.zeros((1, 16), jnp.int32)
@@ -45,7 +45,9 @@ def params():
     layout_of(batch), jnp.zeros((1, 16, TEXT.width)),
   )  # fmt: skip
   shapes = {
-    "dit": jax.eval_shape(DiT(DIT).init, key, *inputs)["params"],
+    "dit": jax.eval_shape(DiT(dataclasses.replace(DIT, pooled_text=pooled)).init, key, *inputs)[
+      "params"
+    ],
     "text": jax.eval_shape(TextEncoder(TEXT).init, key, text_RM, text_RM)["params"],
   }
 
@@ -57,9 +59,19 @@ def params():
 
 
 @functools.cache
-def make_sampler():
+def make_sampler(scalable=False, pooled=False):
+  """`scalable`: its network takes the scale of positions, too, and all its angles are large."""
+
+  def plain(p, x_RLP, time_RQ, layout, text_RMU):
+    network = DiT(dataclasses.replace(DIT, pooled_text=pooled))
+    return network.apply({"params": p}, x_RLP, time_RQ, layout, text_RMU)
+
+  def scaled(p, x_RLP, time_RQ, layout, text_RMU, scale=None):
+    network = DiT(dataclasses.replace(DIT, rotary_theta=2.0))
+    return network.apply({"params": p}, x_RLP, time_RQ, layout, text_RMU, position_scale=scale)
+
   return sampling.Sampler(
-    lambda p, x, t, layout, text: DiT(DIT).apply({"params": p}, x, t, layout, text),
+    scaled if scalable else plain,
     lambda p, ids, segment: TextEncoder(TEXT).apply({"params": p}, ids, segment),
     patch=PATCH, channels=Z, frames_per_latent=2, kind="v",
     shift=times.ShiftConfig(reference=2.0), rows=ROWS,
@@ -92,6 +104,52 @@ def test_one_program_serves_all_sizes_texts_and_strengths():
   for grid in (Grid(4, 3, 3), Grid(1, 1, 40), Grid(2, 4, 5)):
     run(params(), [Request("other", (4, 4, 4, 1), grid, 9.0, guidance=4.0)], METHOD)
   assert run.programs == 1
+
+
+@pytest.mark.parametrize("rotary", ["interpolate", "ntk", ("ntk", "none")])
+def test_clips_beyond_the_trained_extent_are_scaled_and_others_are_not(rotary):
+  """A lasts 3 / 8 s and has sides of 2 and 3 tokens; the other 5 / 4 s and 8 tokens."""
+  run = make_sampler(scalable=True)
+  requests = [
+    A,
+    dataclasses.replace(C, grid=Grid(3, 1, 8), fps=4.0),
+    dataclasses.replace(A, seed=3),
+  ]
+  plain = run(params(), requests, METHOD)
+  reach = functools.partial(dataclasses.replace, METHOD, rotary_method=rotary)
+  within = run(params(), requests, reach(trained_extent=(5 / 4, 8)))
+  some = run(params(), requests, reach(trained_extent=(3 / 8, 3)))
+  for i in range(3):
+    np.testing.assert_array_equal(within[i], plain[i])
+  for i in (0, 2):
+    np.testing.assert_array_equal(some[i], plain[i])
+  assert np.abs(some[1] - plain[1]).max() > 0.01
+  again = [dataclasses.replace(A, seed=9)] * 2
+  for request, sample in zip(requests, some):
+    alone = run(params(), [request, *again], reach(trained_extent=(3 / 8, 3)))[0]
+    close(alone, sample)
+
+
+def test_one_program_serves_clips_within_and_beyond_the_trained_extent():
+  run = sampling.Sampler.__new__(sampling.Sampler)
+  run.__dict__.update(make_sampler(scalable=True).__dict__)
+  run._program = jax.jit(functools.partial(run.sample_rows), static_argnames="method")
+  method = dataclasses.replace(METHOD, rotary_method="ntk", trained_extent=(0.4, 3))
+  for group in ([A, B, C], [A, A], [B, C]):
+    run(params(), group, method)
+  assert run.programs == 1
+
+
+def test_methods_that_scale_no_positions_trace_the_same_program():
+  """The network is handed five arguments, as if there were no such option."""
+  run = make_sampler()
+  batch = requests.batches([A, B], ROWS, PATCH, Z, 2, (1,))[0][0]
+  batch["noise"] = np.zeros_like(batch["start"])
+  traced = [
+    str(jax.make_jaxpr(functools.partial(run.sample_rows, method=method))(params(), batch))
+    for method in (METHOD, dataclasses.replace(METHOD, trained_extent=(0.1, 1.0)))
+  ]
+  assert traced[0] == traced[1]
 
 
 def test_noise_is_that_of_the_cells_in_any_company():
@@ -217,6 +275,73 @@ def test_impossible_requests_and_methods_are_refused():
     sampling.Method(grid="log")
   with pytest.raises(ValueError, match="steps=0"):
     sampling.Method(steps=0)
+  for rotary in ("yarn", ("ntk", "yarn"), ("ntk",) * 3):
+    with pytest.raises(ValueError, match="rotary_method=.*allowed: none, interpolate, ntk, or two"):
+      sampling.Method(rotary_method=rotary, trained_extent=(1.0, 8))
+  with pytest.raises(ValueError, match="'ntk' needs trained_extent=.seconds, side in tokens"):
+    sampling.Method(rotary_method="ntk")
+  with pytest.raises(ValueError, match="trained_extent=.0.0, 8.; it must be"):
+    sampling.Method(rotary_method="ntk", trained_extent=(0.0, 8))
   with pytest.raises(ValueError, match="request 0 .'a'. needs 60 tokens"):
     requests.assign([dataclasses.replace(A, grid=Grid(1, 6, 10))], ROWS)
   assert make_sampler()(params(), [], METHOD) == []
+
+
+CHANGING = Request(
+  "a, then b", (5, 6, 1), Grid(4, 1, 2), 8.0, seed=4, guidance=2.0, later=((1, (7, 1)), (3, (2, 1)))
+)
+
+
+def text_reader():
+  """A sampler whose network sees, in each token, nothing but the sum of the ids of its text."""
+
+  def predict(p, x_RLP, time_RQ, layout, text_RMU):
+    reads_RLM = layout.text_RL[..., None] == layout.text_segment_RM[:, None]
+    sum_RL = jnp.where(reads_RLM, text_RMU[:, None, :, 0], 0.0).sum(-1)
+    return jnp.broadcast_to(sum_RL[..., None], (*sum_RL.shape, PATCH.h * PATCH.w * Z))
+
+  return sampling.Sampler(
+    predict, lambda p, ids, segment: ids[..., None].astype(jnp.float32), patch=PATCH, channels=Z,
+    frames_per_latent=2, kind="x", shift=times.ShiftConfig(), rows=ROWS, null_ids=(1,),
+  )  # fmt: skip
+
+
+def test_a_prompt_that_changes_is_read_by_the_frames_that_follow():
+  changing = dataclasses.replace(CHANGING, guidance=1.0)
+  plain = dataclasses.replace(A, guidance=1.0)
+  first, both, last = text_reader()({"dit": {}, "text": {}}, [plain, changing, plain], METHOD)
+  for k, want in enumerate((12.0, 8.0, 8.0, 3.0)):
+    np.testing.assert_allclose(both[k], want)
+  np.testing.assert_allclose(first, 12.0)
+  np.testing.assert_allclose(last, 12.0)
+
+
+def test_guidance_compares_every_prompt_with_the_empty_one():
+  (made,) = text_reader()({"dit": {}, "text": {}}, [CHANGING], METHOD)
+  for k, want in enumerate((12.0, 8.0, 8.0, 3.0)):
+    np.testing.assert_allclose(made[k], 1.0 + 2.0 * (want - 1.0))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_changing_prompts_are_made_packed_as_they_are_alone(pooled):
+  sampler = make_sampler(pooled=pooled)
+  alone = [sampler(params(pooled), [r], METHOD)[0] for r in (CHANGING, A, B)]
+  together = sampler(params(pooled), [A, CHANGING, B, CHANGING], METHOD)
+  for got, want in zip(together, (alone[1], alone[0], alone[2], alone[0])):
+    close(got, want)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_prompt_that_changes_to_itself_does_not_change(pooled):
+  plain = dataclasses.replace(CHANGING, later=())
+  same = dataclasses.replace(CHANGING, later=((2, plain.ids),))
+  sampler = make_sampler(pooled=pooled)
+  want, got, other = (sampler(params(pooled), [r], METHOD)[0] for r in (plain, same, CHANGING))
+  close(got, want)
+  assert np.abs(other - want).max() > 1e-2
+
+
+@pytest.mark.parametrize("later", [((0, (5,)),), ((2, (5,)), (2, (6,))), ((4, (5,)),), ((1, ()),)])
+def test_prompts_that_cannot_follow_each_other_are_refused(later):
+  with pytest.raises(ValueError, match="take over at frames"):
+    dataclasses.replace(CHANGING, later=later)

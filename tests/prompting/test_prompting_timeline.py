@@ -142,3 +142,27 @@ def test_what_sticks_out_is_refused():
   for arguments, message in (((0, (6, 4), 8.0), "frames is 0"), ((5, (0, 4), 8.0), "size is 0x4")):
     with pytest.raises(ValueError, match=message):
       timeline.blank("p", *arguments)
+
+
+def test_a_prompt_changes_where_most_of_a_latent_s_frames_do():
+  line = timeline.blank([(0, "a"), (3, "b"), (7, "c")], 13, (6, 4), 8.0)
+  assert line.prompt == "a" and line.later == ((3, "b"), (7, "c"))
+  # latents hold frames 0, 1-4, 5-8, 9-12; their middles are 0, 3, 7, 11
+  assert line.latent_prompts(4) == [(0, "a"), (1, "b"), (2, "c")]
+  late = timeline.blank([(0, "a"), (4, "b"), (5, "c")], 13, (6, 4), 8.0)
+  assert late.latent_prompts(4) == [(0, "a"), (2, "c")]  # b holds in the middle of nothing
+  assert timeline.blank("a", 13, (6, 4), 8.0).latent_prompts(4) == [(0, "a")]
+
+
+def test_prompts_keep_their_place_where_frames_are_not_shown():
+  clip = video(20)
+  line = tasks.extend(clip, [(0, "a"), (15, "b"), (24, "c")], None, 8.0, forward=8)
+  assert line.frames == 17 and line.prompt == "a" and line.later == ((4, "b"), (13, "c"))
+  line = tasks.extend(clip, [(0, "a"), (5, "b"), (24, "c")], None, 8.0, forward=8)
+  assert line.prompt == "b" and line.later == ((13, "c"),)
+
+
+@pytest.mark.parametrize("begins", [(1, 3), (0, 0), (0, 5, 3), (0, 13), ()])
+def test_prompts_that_do_not_follow_each_other_are_refused(begins):
+  with pytest.raises(ValueError, match="of 13; the first begins at 0"):
+    timeline.blank([(frame, "p") for frame in begins], 13, (6, 4), 8.0)

@@ -1,0 +1,217 @@
+"""What `prompting.py` stands on: flags, held-out clips, the model and the baselines, measures."""
+
+import dataclasses
+import pathlib
+import time
+
+import numpy as np
+from absl import flags
+
+from sora_jax.data.world import World, WorldConfig, vocabulary
+from sora_jax.evaluation import detectors, reports, seams
+from sora_jax.prompting import timeline
+
+MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
+TASKS = flags.DEFINE_list("tasks", [], "Names of tasks, comma-separated; all by default.")
+CLIPS = flags.DEFINE_integer("clips", 64, "Held-out clips of each task.")
+SIZES = flags.DEFINE_list("sizes", ["48x48", "56x40", "40x56", "96x64"], "Taken in turn.")
+OUT = flags.DEFINE_string("out", "runs/prompting", "Folder of figures and pictures.")
+STEPS = flags.DEFINE_integer("steps", None, "Solver steps; the model's by default.")
+GUIDANCE = flags.DEFINE_float("guidance", None, "Strength of the text; the model's by default.")
+IMAGE_GUIDANCE = flags.DEFINE_float("image_guidance", 1.0, "Strength of what is known.")
+STRENGTH = flags.DEFINE_float("strength", 0.6, "Of edit.")
+BASELINES = flags.DEFINE_boolean("baselines", True, "Also freeze, cross-fade and paste.")
+
+FRAMES, CONTEXT, SHORT = 17, 9, 48
+SHOWN, RESAMPLED = 4, 1000
+OTHER = {name: 1000 + k for k, name in enumerate(("second", "edit", "wide"))}
+"""Seeds of the worlds that second clips come from."""
+
+
+class Raw(timeline.Timeline):
+  """A timeline that gives back what was made as it was made, with nothing pasted over it."""
+
+  def finish(self, made_THWC):
+    return made_THWC
+
+
+def raw(line):
+  """The same timeline, but what is made of it comes back unpasted."""
+  return Raw(**{f.name: getattr(line, f.name) for f in dataclasses.fields(line)})
+
+
+def clips(motions, count, frames=FRAMES, seed=7, **changes):
+  """`count` held-out clips, the sizes in turn."""
+  levels = tuple(sorted({vocabulary.LEVEL_OF[m] for m in motions}))
+  found, sizes = [], changes.pop("sizes", None) or [parse(word) for word in SIZES.value]
+  for k, size in enumerate(sizes):
+    world = World(
+      WorldConfig(
+        levels=levels, motions=motions, sizes=(size,), frames=frames, split="test",
+        seed=seed + k, radius=(0.18, 0.26), num_clips=-(-count // len(sizes)), **changes,
+      )
+    )  # fmt: skip
+    found.append([world[i] for i in range(len(world))])
+  return [clip for turn in zip(*found) for clip in turn][:count]
+
+
+def parse(word):
+  """(width, height) of "96x64"."""
+  width, height = word.split("x")
+  return int(width), int(height)
+
+
+class Maker:
+  """A model with the settings of the command line, and the baselines."""
+
+  def __init__(self, model):
+    self.model = model
+    self.seconds = 0.0
+
+  def __call__(self, lines, seed=0):
+    """Videos of timelines, packed together, and as the autoencoder gave them: [(video, raw)]."""
+    started = time.perf_counter()
+    made = self.model.make(
+      [raw(line) for line in lines], seed=[seed + i for i in range(len(lines))],
+      steps=STEPS.value, guidance=GUIDANCE.value, image_guidance=IMAGE_GUIDANCE.value,
+    )  # fmt: skip
+    self.seconds += time.perf_counter() - started
+    return [line.finish(video) for line, video in zip(lines, made)], made
+
+  def paste(self, lines):
+    """From text alone, and what is known pasted over it."""
+    empty = [
+      dataclasses.replace(timeline.blank(line.prompt, line.frames, line.size, line.fps))
+      for line in lines
+    ]
+    return [line.finish(video) for line, video in zip(lines, self(empty)[0])]
+
+
+def freeze(line):
+  """Every unknown frame is the nearest known one; unknown regions are gray."""
+  whole = np.flatnonzero(line.known_THW.all((1, 2)))
+  if not len(whole):
+    return line.finish(np.full_like(line.pixels_THWC, 128))
+  nearest = whole[np.abs(np.arange(line.frames)[:, None] - whole).argmin(1)]
+  return line.finish(line.pixels_THWC[nearest])
+
+
+def cross_fade(line):
+  """Every unknown frame is a mixture of the known ones on either side."""
+  whole = np.flatnonzero(line.known_THW.all((1, 2)))
+  if not len(whole):
+    return freeze(line)
+  made = line.pixels_THWC.astype(np.float32)
+  for k in range(line.frames):
+    before, after = whole[whole <= k], whole[whole >= k]
+    a, b = (before[-1] if len(before) else after[0]), (after[0] if len(after) else before[-1])
+    share = 0.0 if a == b else (k - a) / (b - a)
+    made[k] = (1 - share) * line.pixels_THWC[a] + share * line.pixels_THWC[b]
+  return line.finish(np.round(made).astype(np.uint8))
+
+
+def every_way(make, lines):
+  """{way: videos} of the model and the baselines, and the model's unpasted videos."""
+  made, unpasted = make(lines)
+  ways = {"model": made}
+  if BASELINES.value:
+    ways |= {
+      "freeze": [freeze(line) for line in lines],
+      "cross_fade": [cross_fade(line) for line in lines],
+      "paste": make.paste(lines),
+    }
+  return ways, unpasted
+
+
+def track(video):
+  """Centroids [T, 2] in pixels of a frame whose short side has SHORT, NaN where nothing is."""
+  return SHORT * detectors.detect(video).centroid_T2
+
+
+def truth_track(clip):
+  """Where the clip's object is, like `track`."""
+  return SHORT * np.asarray(clip.truth["objects"][0]["position"], float)
+
+
+def errors_at(clip, video, frame):
+  """Distance of the object from where it should be in a frame; a lost one is a short side away."""
+  away = float(np.linalg.norm(track(video)[frame] - truth_track(clip)[frame]))
+  return SHORT if np.isnan(away) else away
+
+
+def seam_figures(line, video, source):
+  """Seams of one video against its source's median step; {} where no whole frames meet."""
+  places = [k for k in seams.seams_of(line.known_THW) if k < len(video)]
+  if not places:
+    return {}
+  unit = float(np.median(seams.steps(source)))
+  jumps = [seams.jump(video, k, unit) for k in places]
+  made_T = ~line.known_THW.all((1, 2))[: len(video)]
+  return {
+    "jump": float(np.median(jumps)),
+    "jump_0.5_to_1.5": float(np.mean([0.5 <= j <= 1.5 for j in jumps])),
+    "brightness": max(seams.brightness_step(video, k) for k in places),
+    "motion": seams.motion(video, made_T, unit),
+  }
+
+
+def summary(rows):
+  """{name: [middle, low, high]} over clips: medians of lengths, means of shares (0 or 1)."""
+  found = {}
+  rng = np.random.default_rng(0)
+  for name in {name: 0 for row in rows for name in row}:
+    values = np.array([float(row[name]) for row in rows if name in row])
+    values = values[~np.isnan(values)]
+    if not len(values):
+      continue
+    middle = np.mean if set(values) <= {0.0, 0.5, 1.0} else np.median
+    again = values[rng.integers(0, len(values), (RESAMPLED, len(values)))]
+    low, high = np.quantile(middle(again, axis=1), (0.025, 0.975))
+    found[name] = [round(float(x), 4) for x in (middle(values), low, high)]
+  return found | {"clips": len(rows)}
+
+
+def right(video, truth, *names):
+  """Whether all of these attributes are read as the truth says."""
+  scores = detectors.score(detectors.detect(video), truth)
+  return float(all(scores[name] for name in names))
+
+
+def sheet(name, given, ways, labels):
+  """A contact sheet: for each of the first clips what is given, and a strip for each way."""
+  videos, texts = [], []
+  for i in np.linspace(0, len(given) - 1, min(SHOWN, len(given))).astype(int):
+    videos += [given[i]] + [made[i] for made in ways.values()]
+    texts += [f"{labels[i]} (source)"] + list(ways)
+  reports.contact_sheet(
+    videos, texts, pathlib.Path(OUT.value) / f"prompting_{name}.png", frames=9, frame_height=64,
+    columns=1 + len(ways),
+  )  # fmt: skip
+
+
+def shown(line):
+  """What a timeline knows, the rest gray."""
+  return np.where(line.known_THW[..., None], line.pixels_THWC, np.uint8(128))
+
+
+def judged(ways, judge):
+  """{way: summary of judge(i, video)}."""
+  return {
+    way: summary([judge(i, video) for i, video in enumerate(made)]) for way, made in ways.items()
+  }
+
+
+def shows_style(video, style):
+  """Whether a video is of a style, by its background's light and its object's filling."""
+  seen = detectors.detect(video)
+  return seen.night if style == "night" else not seen.night and seen.filling == style
+
+
+def correlation(a_T2, b_T2):
+  """Pearson's, over both coordinates, each about its mean; NaN counts as 0."""
+  a, b = (x - np.nanmean(x, axis=0) for x in (a_T2, b_T2))
+  both = ~np.isnan(a).any(1) & ~np.isnan(b).any(1)
+  a, b = a[both].ravel(), b[both].ravel()
+  if len(a) < 4:
+    return 0.0
+  return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-9))

@@ -28,6 +28,7 @@ from sora_jax.weights import folder as folder_lib
 
 PROMPTS = flags.DEFINE_integer("prompts", 256, "Held-out prompts for each size.")
 HELDOUT = flags.DEFINE_integer("heldout", 64, "Prompts of held-out combinations for each size.")
+NAME = flags.DEFINE_string("name", "dit", "Of the figures and pictures.")
 SIZES = flags.DEFINE_list("sizes", list(harness.DIT_SIZES), "WIDTHxHEIGHT, comma-separated.")
 FRAMES = flags.DEFINE_list("frames", ["9", "17"], "Taken in turn; comma-separated.")
 CHUNK = flags.DEFINE_integer("chunk", 80, "Samples made together.")
@@ -119,11 +120,11 @@ class Scores:
     }  # fmt: skip
 
 
-def sheet(name, cards):
-  """A contact sheet of (wish, video, what is read off it)."""
+def sheet(ending, cards):
+  """A contact sheet of (wish, video, what is read off it); its name begins with --name."""
   if cards:
     videos, labels = [video for _, video, _ in cards], [label(w, seen) for w, _, seen in cards]
-    reports.contact_sheet(videos, labels, harness.out() / name, columns=2)
+    reports.contact_sheet(videos, labels, harness.out() / (NAME.value + ending), columns=2)
 
 
 def show_styles(model, world, styles):
@@ -134,7 +135,7 @@ def show_styles(model, world, styles):
     scored = Scores(asked).run(model, style)
     found[style] = release.shares(scored.found["all"])
     cards += [group[0] for group in scored.shown.values()]
-  sheet("dit_styles.png", cards)
+  sheet("_styles.png", cards)
   return found
 
 
@@ -173,19 +174,19 @@ def main(argv):
   test = Scores(wishes(world, PROMPTS.value, "test")).run(model, "test")
   figures["test"] = test.figures(AIMS["test"])
   cards = [card for group in test.shown.values() for card in group]
-  sheet("dit.png", cards)
+  sheet(".png", cards)
   wrong = test.wrong
   if HELDOUT.value:
     held = Scores(wishes(world, HELDOUT.value, "heldout")).run(model, "heldout")
     figures["heldout"] = held.figures(AIMS["heldout"])
     wrong = wrong + held.wrong
-  sheet("dit_wrong.png", wrong)
+  sheet("_wrong.png", wrong)
   figures["styles"] = show_styles(model, world, sorted({*trained.styles} - {"plain"}))
   if TRAINED.value:
     chosen = [cards[i] for i in np.linspace(0, len(cards) - 1, COMPARED).astype(int)]
     figures["nearest"] = nearest.show(chosen, trained, TRAINED.value, harness.out())
-  sheet("dit_levels.png", show_levels(model, world))
-  harness.finish("dit", figures | {"sampler_programs": model.sampler.programs}, started)
+  sheet("_levels.png", show_levels(model, world))
+  harness.finish(NAME.value, figures | {"sampler_programs": model.sampler.programs}, started)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def validation():
   """What the evaluate_*.py scripts have written."""
   found = {}
   for folder in FIGURES.value:
-    for name in ("vae", "detector", "dit"):
+    for name in ("vae", "detector", "dit", "dit_large", "draft", "prompting"):
       path = pathlib.Path(folder) / f"{name}.json"
       if path.is_file():
         found[name] = json.loads(path.read_text())

@@ -4,7 +4,7 @@
   python -m sora_jax.generate animate --image=A [--at=FRAME]
   python -m sora_jax.generate extend --video=A --forward=N --backward=M
   python -m sora_jax.generate loop [--video=A] --frames=N
-  python -m sora_jax.generate connect --start=A --end=B --frames=N
+  python -m sora_jax.generate connect --start=A --end=B --frames=N [--strength=S]
   python -m sora_jax.generate edit --video=A --strength=S
   python -m sora_jax.generate inpaint --video=A --mask=M
   python -m sora_jax.generate outpaint --video=A --size=WxH
@@ -45,7 +45,7 @@ OUT = flags.DEFINE_string("out", None, "File to write: .mp4, .mkv (lossless), .g
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
 DRAFT = flags.DEFINE_boolean("draft", False, "Half the size, half the steps.")
 FROM = flags.DEFINE_string("from", None, "A draft whose content is made at full size.")
-STRENGTH = flags.DEFINE_float("strength", 0.6, "How freely --from or edit's --video is followed.")
+STRENGTH = flags.DEFINE_float("strength", 0.6, "How freely what is given is followed, 1 = not.")
 IMAGE = flags.DEFINE_string("image", None, "animate: a picture.")
 AT = flags.DEFINE_integer("at", 0, "animate: the frame that the picture is.")
 VIDEO = flags.DEFINE_string("video", None, "A clip: any video, animation or picture.")
@@ -190,14 +190,14 @@ TAKES = {
   "animate": ("frames", "at", "script", "image_guidance"),
   "extend": ("forward", "backward", "script", "image_guidance"),
   "loop": ("frames", "script", "image_guidance"),
-  "connect": ("frames", "script", "image_guidance"),
+  "connect": ("frames", "strength", "script", "image_guidance"),
   "edit": ("strength", "script"), "inpaint": ("script", "image_guidance"),
   "outpaint": ("script", "image_guidance"), "interpolate": ("factor", "script", "image_guidance"),
   "long": ("frames", "script", "window", "least_fps", "image_guidance"),
 }  # fmt: skip
 """Flags that some verbs take and others do not, beside files."""
 VALUES = {
-  "at": ("animate",), "forward": ("extend",), "backward": ("extend",), "strength": ("edit",),
+  "at": ("animate",), "forward": ("extend",), "backward": ("extend",), "strength": ("connect", "edit"),
   "factor": ("interpolate",),
 }  # fmt: skip
 """Numbers by flag, and the verbs that take them."""

@@ -20,6 +20,8 @@ Video = UInt8[np.ndarray, "_ _ _ 3"]
 
 CONTEXT = 9
 """Frames of a longer clip that the model is shown on each side of what it makes."""
+BLEND = 0.6
+"""Time to which the cross-fade between connected clips is noised."""
 GUARD = 5
 """Least number of frames on each side of a seam that tell a motion, not only a place."""
 
@@ -56,9 +58,14 @@ def extend(
 
 
 def connect(
-  start: Video, end: Video, prompt: Prompt, size: Size | None, frames: int, fps: float
-) -> Timeline:
-  """A video of `frames` frames that begins with one clip, ends with another, and leads over."""
+  start: Video, end: Video, prompt: Prompt, size: Size | None, frames: int, fps: float,
+  strength: float = BLEND,
+) -> Timeline:  # fmt: skip
+  """A video of `frames` frames that begins with one clip, ends with another, and leads over.
+
+  The way begins as a cross-fade, noised to time `strength`: what is large and slow, such as a
+  background, then changes evenly, and the model makes the rest; 1 leaves all to the model.
+  """
   start, end = fitted(start, size), fitted(end, size or size_of(start))
   gap = frames - len(start) - len(end)
   if gap < 1:
@@ -71,7 +78,11 @@ def connect(
   shown = len(start) + gap + len(end)
   empty = timeline.blank(prompt, shown, size_of(start), fps, length(before))
   known = empty.place(start).place(end, len(start) + gap)
-  return dataclasses.replace(known, before_THWC=before, after_THWC=after)
+  faded = np.concatenate([start, cross_fade(start[-1], end[0], gap), end])
+  return dataclasses.replace(
+    known, before_THWC=before, after_THWC=after, start_THWC=faded if strength < 1 else None,
+    strength=strength,
+  )  # fmt: skip
 
 
 def loop(video: Video, prompt: Prompt, size: Size | None, frames: int, fps: float) -> Timeline:
@@ -160,6 +171,15 @@ def fitted(video: Video, size: Size | None) -> Video:
 def size_of(video: Video) -> Size:
   """(width, height) of a video."""
   return video.shape[2], video.shape[1]
+
+
+def cross_fade(
+  first_HWC: UInt8[np.ndarray, "H W 3"], last_HWC: UInt8[np.ndarray, "H W 3"], frames: int
+) -> UInt8[np.ndarray, "T H W 3"]:
+  """The frames between two pictures, mixed of both."""
+  share_T111 = np.arange(1, frames + 1)[:, None, None, None] / (frames + 1)
+  mixed = (1 - share_T111) * first_HWC.astype(np.float32) + share_T111 * last_HWC
+  return np.round(mixed).astype(np.uint8)
 
 
 def length(video: Video | None) -> int:

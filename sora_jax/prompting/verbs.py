@@ -44,12 +44,16 @@ class Verbs:
 
   def connect(
     self, start: np.ndarray, end: np.ndarray, prompt: Prompt, frames: int,
-    size: Size | None = None, fps: float | None = None, **how: Any,
+    size: Size | None = None, fps: float | None = None, strength: float = tasks.BLEND, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
-    """A video of `frames` frames that leads from one clip or picture to another; see `make`."""
+    """A video of `frames` frames that leads from one clip or picture to another; see `make`.
+
+    strength: how freely the way between them is made; 1 forgets the cross-fade it begins as.
+    """
     start, end = as_video(start), as_video(end)
     size = self._size(start, frames, size)
-    return self.make(tasks.connect(start, end, prompt, size, frames, self._fps(fps)), **how)
+    line = tasks.connect(start, end, prompt, size, frames, self._fps(fps), strength)
+    return self.make(line, **how)
 
   def loop(
     self, video: np.ndarray | None, prompt: Prompt, frames: int, size: Size | None = None,

@@ -197,8 +197,8 @@ TAKES = {
 }  # fmt: skip
 """Flags that some verbs take and others do not, beside files."""
 VALUES = {
-  "at": ("animate",), "forward": ("extend",), "backward": ("extend",), "strength": ("connect", "edit"),
-  "factor": ("interpolate",),
+  "at": ("animate",), "forward": ("extend",), "backward": ("extend",), "factor": ("interpolate",),
+  "strength": ("connect", "edit"),
 }  # fmt: skip
 """Numbers by flag, and the verbs that take them."""
 DEFAULT_FRAMES = {

@@ -86,7 +86,6 @@ def test_both_clips_stay_as_they_are_when_they_are_connected(lengths):
     tasks.connect(video(4), video(3), "p", None, 7, 8.0)
 
 
-@pytest.mark.parametrize("length", [6, 20])
 def test_the_way_between_two_clips_begins_as_a_cross_fade():
   start, end = np.full((3, 4, 6, 3), 10, np.uint8), np.full((2, 4, 6, 3), 50, np.uint8)
   line = tasks.connect(start, end, "p", None, 8, 8.0)
@@ -96,6 +95,7 @@ def test_the_way_between_two_clips_begins_as_a_cross_fade():
   assert free.start_THWC is None and free.strength == 1.0
 
 
+@pytest.mark.parametrize("length", [6, 20])
 def test_a_loop_is_shown_its_beginning_behind_its_end(length):
   clip = video(length)
   line = tasks.loop(clip, "p", None, length + 8, 8.0)

@@ -15,7 +15,8 @@ objects bounce or fall; more stills. large: all styles, motions and levels as we
 tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts, and
 image and video prompts, on the sizes of aspects and 96x64.
 The shipped file has seen plain and aspects, the latter in five starts with a changing recipe, which
-its provenance tells; what it came to, and why, is in experiments/latents.
+its provenance tells; what it came to, and why, is in experiments/latents. What the later legs came
+to is in experiments/shipped.
 Hardware: 2 CPU cores, hours. `smoke` takes a minute.
 """
 

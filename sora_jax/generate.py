@@ -177,7 +177,7 @@ def read_given(verb: str) -> dict:
   if verb == "inpaint":
     given["mask"] = given["mask"].mean(-1) > 127
   for name, verbs in VALUES.items():
-    if verb in verbs:
+    if verb in verbs and (verb != "connect" or flags.FLAGS[name].present):  # its own default is 1
       given[name] = flags.FLAGS[name].value
   if verb in DEFAULT_FRAMES:
     length = sum(len(found.video_THWC) for found in files.values())

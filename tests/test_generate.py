@@ -100,7 +100,7 @@ def media(tmp_path_factory):
     ("extend", {"video": "a", "forward": 2, "backward": 1}, 8, {1: ("a", 0), 5: ("a", 4)}),
     ("loop", {"video": "a", "frames": [8]}, 8, {0: ("a", 0), 4: ("a", 4)}),
     ("connect", {"start": "a", "end": "b", "frames": [11]}, 11, {4: ("a", 4), 8: ("b", 0)}),
-    ("connect", {"start": "a", "end": "b", "frames": [9], "strength": 1.0}, 9, {6: ("b", 0)}),
+    ("connect", {"start": "a", "end": "b", "frames": [9], "strength": 0.5}, 9, {6: ("b", 0)}),
     ("interpolate", {"video": "b", "factor": 3}, 7, {0: ("b", 0), 3: ("b", 1), 6: ("b", 2)}),
     ("edit", {"video": "a", "strength": 0.5}, 5, {}),
     ("inpaint", {"video": "a", "mask": "mask"}, 5, {}),

@@ -80,10 +80,7 @@ class Maker:
 
   def paste(self, lines):
     """From text alone, and what is known pasted over it."""
-    empty = [
-      dataclasses.replace(timeline.blank(line.prompt, line.frames, line.size, line.fps))
-      for line in lines
-    ]
+    empty = [timeline.blank(line.prompt, line.frames, line.size, line.fps) for line in lines]
     return [line.finish(video) for line, video in zip(lines, self(empty)[0])]
 
 

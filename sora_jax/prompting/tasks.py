@@ -20,8 +20,8 @@ Video = UInt8[np.ndarray, "_ _ _ 3"]
 
 CONTEXT = 9
 """Frames of a longer clip that the model is shown on each side of what it makes."""
-BLEND = 0.6
-"""Time to which the cross-fade between connected clips is noised."""
+BLEND = 1.0
+"""Time to which the cross-fade between connected clips is noised; 1 = nothing is left of it."""
 GUARD = 5
 """Least number of frames on each side of a seam that tell a motion, not only a place."""
 
@@ -63,8 +63,8 @@ def connect(
 ) -> Timeline:  # fmt: skip
   """A video of `frames` frames that begins with one clip, ends with another, and leads over.
 
-  The way begins as a cross-fade, noised to time `strength`: what is large and slow, such as a
-  background, then changes evenly, and the model makes the rest; 1 leaves all to the model.
+  With a `strength` below 1 the way begins as a cross-fade, noised to that time; 1 leaves all to the
+  model.
   """
   start, end = fitted(start, size), fitted(end, size or size_of(start))
   gap = frames - len(start) - len(end)

@@ -48,7 +48,7 @@ class Verbs:
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A video of `frames` frames that leads from one clip or picture to another; see `make`.
 
-    strength: how freely the way between them is made; 1 forgets the cross-fade it begins as.
+    strength: below 1, the way between them begins as a cross-fade and is made the less freely.
     """
     start, end = as_video(start), as_video(end)
     size = self._size(start, frames, size)

@@ -86,12 +86,12 @@ def test_both_clips_stay_as_they_are_when_they_are_connected(lengths):
     tasks.connect(video(4), video(3), "p", None, 7, 8.0)
 
 
-def test_the_way_between_two_clips_begins_as_a_cross_fade():
+def test_the_way_between_two_clips_may_begin_as_a_cross_fade():
   start, end = np.full((3, 4, 6, 3), 10, np.uint8), np.full((2, 4, 6, 3), 50, np.uint8)
-  line = tasks.connect(start, end, "p", None, 8, 8.0)
+  line = tasks.connect(start, end, "p", None, 8, 8.0, strength=0.6)
   np.testing.assert_array_equal(line.start_THWC[:, 0, 0, 0], [10, 10, 10, 20, 30, 40, 50, 50])
-  assert line.strength == tasks.BLEND and not line.known_THW[3:6].any()
-  free = tasks.connect(start, end, "p", None, 8, 8.0, strength=1.0)
+  assert line.strength == 0.6 and not line.known_THW[3:6].any()
+  free = tasks.connect(start, end, "p", None, 8, 8.0)
   assert free.start_THWC is None and free.strength == 1.0
 
 

@@ -69,13 +69,14 @@ def get_config(arg: str = "plain") -> ConfigDict:
     d.rows, d.row_len, d.too_long = 4, 512, "skip"
   if size == "prompted":
     w.levels = (1, 3)
-    w.motions = ("constant",) * 8 + ("bounce", "gravity", "cut") * 2
-    w.styles = ("plain",) * 6 + ("outline", "hatched", "night")
+    w.motions = ("constant",) * 12 + ("bounce", "gravity") * 2 + ("cut",)
+    w.styles = ("plain",) * 9 + ("outline", "hatched", "night")
+    w.shapes += ("star",)  # small stars are what blurs first
     w.sizes = SMALL[:1] + 2 * ASPECTS + ((96, 64), (64, 96))
     w.frames = (9, 17, 17)
     w.seed = 3
     w.num_clips = 16384
-    c.optimizer.lr = 2e-3
+    c.optimizer.lr = 1.5e-3
     d.rows, d.row_len = 4, 512
     d.prompts.on, d.max_slots = True, 24
   return base.smoke(c) if smoke else c

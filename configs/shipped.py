@@ -12,8 +12,8 @@
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
-tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts, and
-image and video prompts, on the sizes of aspects and 96x64.
+tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts, morphs,
+and image and video prompts, on the sizes of aspects and 96x64.
 The shipped file has seen plain and aspects, the latter in five starts with a changing recipe, which
 its provenance tells; what it came to, and why, is in experiments/latents. What the later legs came
 to is in experiments/shipped.
@@ -69,7 +69,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     d.rows, d.row_len, d.too_long = 4, 512, "skip"
   if size == "prompted":
     w.levels = (1, 3)
-    w.motions = ("constant",) * 12 + ("bounce", "gravity") * 2 + ("cut",)
+    w.motions = ("constant",) * 12 + ("bounce", "gravity", "morph") * 2 + ("cut",)
     w.styles = ("plain",) * 9 + ("outline", "hatched", "night")
     w.shapes += ("star",)  # small stars are what blurs first
     w.sizes = SMALL[:1] + 2 * ASPECTS + ((96, 64), (64, 96))
@@ -79,4 +79,6 @@ def get_config(arg: str = "plain") -> ConfigDict:
     c.optimizer.lr = 1.5e-3
     d.rows, d.row_len = 4, 512
     d.prompts.on, d.max_slots = True, 24
+    for name in ("first", "head", "tail", "ends", "both", "keyframes", "random", "boxes"):
+      d.prompts[name] = round(2 / 3 * d.prompts[name], 3)  # text alone is what falls first
   return base.smoke(c) if smoke else c

@@ -140,6 +140,41 @@ def test_a_cut_is_hard_and_keeps_colour_and_shape():
     assert first["direction"] != second["direction"]
 
 
+def test_a_morph_goes_gradually_from_one_object_and_scene_to_another():
+  same = 0
+  for clip in clips("morph", 24, backgrounds=("black", "cream"), frames=(9, 17, 2)):
+    truth, corner = clip.truth, clip.video_THWC[:, 0, 0, 0].astype(int)
+    first, last = truth["events"][0]["after"], truth["events"][0]["until"]
+    assert 0 <= first < last < truth["frames"]
+    before, after = truth["shots"]
+    start, end = (vocabulary.BACKGROUNDS[shot["background"]][0] for shot in (before, after))
+    assert (corner[: first + 1] == start).all() and (corner[last:] == end).all()
+    way = np.diff(corner) * np.sign(end - start)
+    assert (way >= 0).all(), corner
+    for record in truth["objects"]:
+      box = np.array(record["box"])
+      assert box.min() > 0 and (box.max(0)[2:] < np.array(clip.size) / min(clip.size)).all()
+      velocity = np.array(record["velocity"])
+      for frame, shot in ((0, before), (-1, after)):
+        ways = vocabulary.nearest_direction(velocity[frame])
+        assert ways == shot["direction"]
+      if truth["frames"] > 2:
+        steps = np.diff(track(record), axis=0) * clip.fps
+        mean = (velocity[1:] + velocity[:-1]) / 2
+        assert np.abs(steps - mean).max() < 0.5, "the velocity is the derivative"
+    if len(truth["objects"]) == 1:
+      same += 1
+      assert before["background"] == after["background"]
+      continue
+    one, other = truth["objects"]
+    assert one["color"] != other["color"] and one["shape"] != other["shape"]
+    np.testing.assert_allclose(np.add(one["visibility"], other["visibility"]), 1, atol=1e-6)
+    for record, frame in ((one, 0), (other, -1)):
+      x, y = (np.array(record["position"][frame]) * min(clip.size)).astype(int)
+      assert tuple(clip.video_THWC[frame, y, x]) == vocabulary.COLORS[record["color"]]
+  assert 1 <= same <= 15
+
+
 def test_orbit_truth_is_a_pinhole_projection():
   for clip in clips("orbit", 6):
     truth = clip.truth

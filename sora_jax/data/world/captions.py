@@ -79,6 +79,14 @@ def _cut(truth, names):
   )
 
 
+def _morph(truth, names):
+  first, second = truth["shots"]
+  into = f"into {names[1]} that moves" if names[1:] else "and moves"
+  return (
+    f"{names[0]} moves {first['direction']} {place(truth)}, then turns {into} {second['direction']}"
+  )
+
+
 def _orbit(truth, names):
   way = truth["camera"]["direction"]
   return f"the camera orbits {way} around {listing(names)} on a checkered floor"
@@ -104,7 +112,7 @@ def _game(truth, names):
 _SHORT = {
   "still": _still, "constant": _constant, "bounce": _bounce, "gravity": _gravity,
   "collide": _collide, "occlude": _occlude, "leave": _leave,
-  "pan": _pan, "zoom": _zoom, "cut": _cut, "orbit": _orbit,
+  "pan": _pan, "zoom": _zoom, "cut": _cut, "morph": _morph, "orbit": _orbit,
   "paint": _paint, "eat": _eat, "game": _game,
 }  # fmt: skip
 
@@ -170,7 +178,9 @@ def _describe(record: dict, truth: dict) -> list[str]:
 
 _COUNTS = {2: "two", 3: "three", 4: "four"}
 _CAMERA = {
-  "still": lambda truth: "The camera cuts once." if "shots" in truth else "The camera is still.",
+  "still": lambda truth: (
+    "The camera cuts once." if truth["motion"] == "cut" else "The camera is still."
+  ),
   "pan": lambda truth: f"The camera pans {truth['camera']['direction']}.",
   "zoom": lambda truth: f"The camera zooms {truth['camera']['direction']}.",
   "orbit": lambda truth: f"The camera orbits {truth['camera']['direction']}.",

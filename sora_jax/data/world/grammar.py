@@ -170,13 +170,23 @@ def _move(reader: _Reader, objects: list[dict]) -> dict:
     return {"motion": "paint", "objects": objects, "turn": turn, "line": color}
   here = reader.at
   first_place = reader.place()
+  before = {"first_background": first_place["background"]}
+  if reader.accept(", then turns"):
+    if reader.accept("into"):
+      objects.append(reader.thing())
+      reader.expect("that moves")
+      objects[1]["direction"] = way = reader.direction()
+    else:
+      reader.expect("and moves")
+      way = reader.direction()
+    return {"motion": "morph", "objects": objects, "second": {"direction": way} | before}
   if not reader.accept(", then a cut to the same"):
     reader.at = here
     return {"motion": "constant", "objects": objects}
   if reader.shape() != objects[0]["shape"]:
     reader.fail("the shape of the first shot")
   reader.expect("that moves")
-  second = {"direction": reader.direction(), "first_background": first_place["background"]}
+  second = {"direction": reader.direction()} | before
   return {"motion": "cut", "objects": objects, "second": second}
 
 
@@ -233,7 +243,7 @@ def attributes(truth: dict) -> dict:
   """What the prompt of a clip must state, straight from its truth: equals `parse(prompt)`.
 
   Keys beyond the common ones: `camera_direction` (pan, zoom, orbit), `bar` (occlude), `turn` and
-  `line` (paint), `second` (cut), `policy` (game).
+  `line` (paint), `second` (cut, morph), `policy` (game).
   """
   motion, records = truth["motion"], truth["objects"]
   if motion == "game":
@@ -257,7 +267,7 @@ def attributes(truth: dict) -> dict:
     found |= {"turn": truth["trail"]["turn"], "line": truth["trail"]["color"]}
   if motion == "game":
     found["policy"] = truth["game"]["policy"]
-  if motion == "cut":
+  if motion in ("cut", "morph"):
     first, second = truth["shots"]
     found["second"] = {
       "direction": second["direction"],

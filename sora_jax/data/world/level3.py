@@ -1,10 +1,10 @@
-"""Level 3: a camera that pans or zooms over layers, hard cuts; the 3-D shots are in orbit.py."""
+"""Level 3: a camera that pans or zooms over layers, hard cuts; also see morph.py, orbit.py."""
 
 import dataclasses
 
 import numpy as np
 
-from sora_jax.data.world import level1, orbit, renderer, simulator, vocabulary
+from sora_jax.data.world import level1, morph, orbit, renderer, simulator, vocabulary
 from sora_jax.data.world.scene import Actor, Brief, Scene, clip_truth, object_truth
 
 FAR, NEAR = 3.0, 0.6  # distances of the hills and the posts; objects are at 1
@@ -13,6 +13,7 @@ FAR, NEAR = 3.0, 0.6  # distances of the hills and the posts; objects are at 1
 def compose(brief: Brief) -> Scene:
   """Draws the state of a level-3 clip and closes over how to paint it."""
   makers = {"pan": _pan, "zoom": _zoom, "cut": _cut, "orbit": orbit.compose}
+  makers["morph"] = morph.compose
   return makers[brief.motion](brief)
 
 

@@ -21,6 +21,7 @@ MOTION_DIRECTIONS = {
   "pan": ("right", "left"),
   "zoom": (),
   "cut": _ALL,
+  "morph": _ALL,
   "orbit": (),
   "paint": _ALL,
   "eat": _CARDINAL,

@@ -41,7 +41,7 @@ DIRECTIONS = {
 MOTIONS = {
   1: ("constant", "bounce", "gravity"),
   2: ("collide", "occlude", "leave"),
-  3: ("pan", "zoom", "cut", "orbit"),
+  3: ("pan", "zoom", "cut", "morph", "orbit"),
   4: ("paint", "eat", "game"),
 }
 LEVEL_OF = {motion: level for level, motions in MOTIONS.items() for motion in motions}

@@ -12,8 +12,8 @@
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
-tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts, morphs,
-and image and video prompts, on the sizes of aspects and 96x64.
+tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts and
+morphs, image and video prompts, on the sizes of aspects and 96x64.
 The shipped file has seen plain and aspects, the latter in five starts with a changing recipe, which
 its provenance tells; what it came to, and why, is in experiments/latents. What the later legs came
 to is in experiments/shipped.

@@ -73,11 +73,11 @@ def get_config(arg: str = "plain") -> ConfigDict:
     w.styles = ("plain",) * 9 + ("outline", "hatched", "night")
     w.shapes += ("star",)  # small stars are what blurs first
     w.sizes = SMALL[:1] + 2 * ASPECTS + ((96, 64), (64, 96))
-    w.frames = (9, 17, 17)
+    w.frames = (9, 17, 17, 25)  # a change from black to cream needs 15 to be gradual
     w.seed = 3
     w.num_clips = 16384
     c.optimizer.lr = 1.5e-3
-    d.rows, d.row_len = 4, 512
+    d.rows, d.row_len, d.too_long = 4, 512, "skip"
     d.prompts.on, d.max_slots = True, 24
     for name in ("first", "head", "tail", "ends", "both", "keyframes", "random", "boxes"):
       d.prompts[name] = round(2 / 3 * d.prompts[name], 3)  # text alone is what falls first

@@ -7,7 +7,7 @@ import time
 import numpy as np
 from absl import flags
 
-from sora_jax.data.world import World, WorldConfig, vocabulary
+from sora_jax.data.world import World, WorldConfig, captions, vocabulary
 from sora_jax.evaluation import detectors, reports, seams
 from sora_jax.prompting import timeline
 
@@ -53,6 +53,21 @@ def clips(motions, count, frames=FRAMES, seed=7, **changes):
     )  # fmt: skip
     found.append([world[i] for i in range(len(world))])
   return [clip for turn in zip(*found) for clip in turn][:count]
+
+
+def turns(first, second):
+  """The prompt of a morph from one clip of constant motion to another, or back to itself."""
+  a, b = first.truth, second.truth
+  return captions.short(
+    a
+    | {
+      "motion": "morph",
+      "objects": a["objects"] + (b["objects"] if first is not second else []),
+      "shots": [
+        {"background": t["background"], "direction": t["objects"][0]["direction"]} for t in (a, b)
+      ],
+    }
+  )
 
 
 def parse(word):

@@ -98,8 +98,8 @@ def extend(make, motions=("constant",), backward=False):
 
 def loop(make):
   """A short clip is led back to its beginning: is the way closed in place and velocity?"""
-  given, total = ground.clips(("constant",), ground.CLIPS.value, frames=5), 12
-  lines = [tasks.loop(c.video_THWC, c.captions["short"], None, total, c.fps) for c in given]
+  given, total = ground.clips(("constant",), ground.CLIPS.value, frames=5), 16
+  lines = [tasks.loop(c.video_THWC, ground.turns(c, c), None, total, c.fps) for c in given]
   ways, _ = ground.every_way(make, lines)
 
   def judge(i, video):
@@ -129,12 +129,9 @@ def connect(make):
   starts = ground.clips(("constant",), ground.CLIPS.value, frames=5)
   ends = ground.clips(("constant",), ground.CLIPS.value, frames=5, seed=ground.OTHER["second"])
   lines = [
-    tasks.connect(
-      a.video_THWC, b.video_THWC, f"{a.captions['short']}, then {b.captions['short']}", None,
-      ground.FRAMES, a.fps,
-    )
+    tasks.connect(a.video_THWC, b.video_THWC, ground.turns(a, b), None, 25, a.fps)
     for a, b in zip(starts, ends)
-  ]  # fmt: skip
+  ]
   ways, _ = ground.every_way(make, lines)
 
   def judge(i, video):

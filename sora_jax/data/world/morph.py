@@ -62,13 +62,9 @@ def smoothstep(share):
 
 
 def _second(brief: Brief, color: str, shape: str, direction: str):
-  """What comes after: another object, or the same in another direction; never held out."""
+  """What comes after: another object, or the same on another way; never held out."""
   if brief.rng.uniform() < SAME:
-    ways = [
-      way
-      for way in brief.config.directions
-      if way != direction and not vocabulary.is_held_out(color, shape, way)
-    ]
+    ways = [way for way in brief.config.directions if not vocabulary.is_held_out(color, shape, way)]
     return color, shape, brief.pick(ways or [direction])
   others = brief.others(brief.config.directions) or brief.others(tuple(vocabulary.DIRECTIONS))
   kept = [t for t in others if t[0] != color and t[1] != shape]

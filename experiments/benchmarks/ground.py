@@ -152,12 +152,16 @@ def errors_at(clip, video, frame):
 
 
 def seam_figures(line, video, source):
-  """Seams of one video against its source's median step; {} where no whole frames meet."""
+  """Seams of one video; {} where no whole frames meet.
+
+  Steps across seams are in units of the video's own median step, motion in the source's. Even true
+  latents give seams of 1.25 of the source's: the autoencoder adds so much to every step.
+  """
   places = [k for k in seams.seams_of(line.known_THW) if k < len(video)]
   if not places:
     return {}
-  unit = float(np.median(seams.steps(source)))
-  jumps = [seams.jump(video, k, unit) for k in places]
+  unit, own = (float(np.median(seams.steps(v))) for v in (source, video))
+  jumps = [seams.jump(video, k, own) for k in places]
   made_T = ~line.known_THW.all((1, 2))[: len(video)]
   return {
     "jump": float(np.median(jumps)),

@@ -6,7 +6,7 @@ Held-out clips of the world, --clips of them for each task. Each task is done by
 baselines: freeze (the nearest known frame), cross-fade (known frames mixed), paste (the video that
 the model makes from the text alone, with what is known pasted over it). Positions are read off the
 pixels by `evaluation/detectors.py`, in pixels of a frame whose short side has 48; steps across
-seams in units of the source's median step. Figures come with bootstrap intervals (95 %, resampled
+seams in units of the clip's median step. Figures come with bootstrap intervals (95 %, resampled
 clips). Prints one JSON object as its last line; writes it as prompting.json, with a contact sheet
 for each task: what is given, what was made, and what the baselines made.
 """
@@ -103,8 +103,8 @@ def loop(make):
   ways, _ = ground.every_way(make, lines)
 
   def judge(i, video):
-    unit = float(np.median(seams.steps(given[i].video_THWC)))
     closed = np.concatenate([video, video[:2]])
+    unit = float(np.median(seams.steps(closed)))
     path = ground.track(closed)
     velocity = np.diff(path, axis=0)
     speed = np.median(np.linalg.norm(velocity[:4], axis=1))

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.data import known, tokenizers, transforms
+from sora_jax.data.transforms import Size
 from sora_jax.diffusion import times
 from sora_jax.nn import conditioning, vae, vae_streaming
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
-from sora_jax.prompting import verbs
+from sora_jax.prompting import orders, verbs
+from sora_jax.prompting.orders import Order
 from sora_jax.prompting.requests import Request, RowShape
 from sora_jax.prompting.sampling import Method, Sampler
 from sora_jax.prompting.timeline import Timeline
@@ -27,44 +29,12 @@ from sora_jax.shapes import Grid, Patch
 from sora_jax.weights import folder as folder_lib
 from sora_jax.weights.folder import Network
 
-Size = tuple[int, int]
-"""(width, height) in pixels."""
 Progress = Callable[[str], None]
 
 DRAFT_SCALE = 2
 """A draft has half the width and height and half the solver steps."""
 DRAFT_STRENGTH = 0.6
 """Time to which a draft is noised before it is made at full size."""
-MAX_FRAMES = 100_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-  """What a user asks for: one video (or picture, with one frame)."""
-
-  prompt: str
-  size: Size
-  frames: int
-  seed: int
-  sample: int
-  fps: float
-  guidance: float
-  from_draft: np.ndarray | None = None
-
-  def __post_init__(self):
-    width, height = self.size
-    for name, value, low in (
-      ("width", width, 1), ("height", height, 1), ("frames", self.frames, 1),
-      ("sample", self.sample, 0), ("seed", self.seed, 0),
-    ):  # fmt: skip
-      if int(value) != value or value < low:
-        raise ValueError(f"{name} is {value}; it must be a whole number, at least {low}")
-    if self.frames > MAX_FRAMES:
-      raise ValueError(f"frames is {self.frames}; at most {MAX_FRAMES} are made at once")
-    if not 0 < self.fps <= 1000:
-      raise ValueError(f"fps is {self.fps}; it must be above 0, at most 1000")
-    if not math.isfinite(self.guidance):
-      raise ValueError(f"guidance is {self.guidance}; it must be a number, 1 = off")
 
 
 def load(name_or_dir: str | os.PathLike = "tiny") -> "Model":
@@ -156,25 +126,25 @@ class Model(verbs.Verbs):
     Raises: ValueError naming the argument, its value, and what is allowed.
     """
     d = self.defaults
-    several, orders = _orders(
+    several, ordered = orders.spread(
       prompt=prompt, size=size, frames=frames, seed=seed, sample=sample, from_draft=from_draft,
       fps=d["fps"] if fps is None else fps,
       guidance=d["guidance"] if guidance is None else guidance,
     )  # fmt: skip
     steps = d["steps"] if steps is None else steps
     if draft:
-      orders = [self._draft(order) for order in orders]
+      ordered = [self._draft(order) for order in ordered]
       steps = max(1, steps // DRAFT_SCALE)
     method = self._method(solver, steps, positions)
     report = progress or (lambda line: None)
-    requests = [self._request(order, strength) for order in orders]
+    requests = [self._request(order, strength) for order in ordered]
     tokens = sum(request.grid.size for request in requests)
     report(f"sampling {len(requests)} of {tokens} tokens, {method.steps} steps of {method.solver}")
     latents = self.sampler(
       self._params, requests, method, lambda done, rows: report(f"sampled row {done} of {rows}")
     )
     videos = []
-    for order, latent_thwZ in zip(orders, latents):
+    for order, latent_thwZ in zip(ordered, latents):
       report(f"decoding {order.size[0]}x{order.size[1]}, {order.frames} frames")
       videos.append(self.decode(latent_thwZ, order.frames, order.size))
     return videos if several else videos[0]
@@ -373,29 +343,3 @@ def _config(cls: type, network: Network) -> Any:
       "made by another version of this package: install that version"
     )
   return cls(**values)
-
-
-def _orders(**arguments: Any) -> tuple[bool, list[Order]]:
-  """Spreads single values over lists.  Returns: (whether there was a list, the orders)."""
-  lists = {}
-  for name, value in arguments.items():
-    single = not isinstance(value, (list, tuple))
-    if name == "size":
-      single = len(value) == 2 and all(isinstance(side, (int, np.integer)) for side in value)
-    if not single:
-      lists[name] = list(value)
-  lengths = {name: len(value) for name, value in lists.items()}
-  if len(set(lengths.values())) > 1:
-    said = ", ".join(f"{name}: {n}" for name, n in lengths.items())
-    raise ValueError(f"lists of different lengths ({said}); give one value, or one per video")
-  number = next(iter(lengths.values()), 1)
-  if number == 0:
-    raise ValueError(f"{next(iter(lengths))} is an empty list; nothing to make")
-  orders = []
-  for i in range(number):
-    values = {name: lists[name][i] if name in lists else arguments[name] for name in arguments}
-    if values["frames"] is None:
-      values["frames"] = 17 if values["from_draft"] is None else len(values["from_draft"])
-    values["size"] = tuple(values["size"])
-    orders.append(Order(**values))
-  return bool(lists), orders

@@ -64,6 +64,9 @@ LEAST_FPS = flags.DEFINE_float(
   "least_fps", long_lib.LEAST_FPS, "long: least frame rate of key frames, as trained; 0 = any."
 )
 IMAGE_GUIDANCE = flags.DEFINE_float("image_guidance", 1.0, "Strength of what is known, 1 = off.")
+CONTEXT_NOISE = flags.DEFINE_float(
+  "context_noise", 0.0, "Time to which what is known is noised, as in training; 0 = off."
+)
 
 MEDIA = {
   "animate": ("image",), "extend": ("video",), "loop": ("video",), "connect": ("start", "end"),
@@ -113,6 +116,8 @@ def check_flags(verb: str) -> None:
   for flag in (GUIDANCE, IMAGE_GUIDANCE):
     if flag.value is not None and not math.isfinite(flag.value):
       raise ValueError(f"--{flag.name}={flag.value}; it must be a number, 1 = off")
+  if not 0 <= CONTEXT_NOISE.value < 1:
+    raise ValueError(f"--context_noise={CONTEXT_NOISE.value}; it must lie in [0, 1), 0 = off")
   if FPS.value is not None and not 0 < FPS.value <= 1000:
     raise ValueError(f"--fps={FPS.value}; it must be above 0, at most 1000")
   for name, flag in (("frames", FRAMES), ("seed", SEED)):
@@ -143,7 +148,8 @@ def from_media(verb: str) -> list[pathlib.Path]:
     given["prompt"] = long_lib.read_script(SCRIPT.value).frames(rate)
   videos = getattr(model, verb)(
     **given, fps=fps, seed=seeds, guidance=GUIDANCE.value, image_guidance=IMAGE_GUIDANCE.value,
-    steps=STEPS.value, solver=SOLVER.value, positions=POSITIONS.value, progress=say,
+    context_noise=CONTEXT_NOISE.value, steps=STEPS.value, solver=SOLVER.value,
+    positions=POSITIONS.value, progress=say,
   )  # fmt: skip
   rate = fps * FACTOR.value if verb == "interpolate" else fps
   for path, video in zip(paths, videos):
@@ -185,15 +191,13 @@ def read_given(verb: str) -> dict:
   return given
 
 
+_KNOWN = ("script", "image_guidance", "context_noise")
 TAKES = {
   "text": ("frames", "draft", "from", "strength"), "image": ("frames", "draft", "from", "strength"),
-  "animate": ("frames", "at", "script", "image_guidance"),
-  "extend": ("forward", "backward", "script", "image_guidance"),
-  "loop": ("frames", "script", "image_guidance"),
-  "connect": ("frames", "strength", "script", "image_guidance"),
-  "edit": ("strength", "script"), "inpaint": ("script", "image_guidance"),
-  "outpaint": ("script", "image_guidance"), "interpolate": ("factor", "script", "image_guidance"),
-  "long": ("frames", "script", "window", "least_fps", "image_guidance"),
+  "animate": ("frames", "at", *_KNOWN), "extend": ("forward", "backward", *_KNOWN),
+  "loop": ("frames", *_KNOWN), "connect": ("frames", "strength", *_KNOWN),
+  "edit": ("strength", "script"), "inpaint": _KNOWN, "outpaint": _KNOWN,
+  "interpolate": ("factor", *_KNOWN), "long": ("frames", "window", "least_fps", *_KNOWN),
 }  # fmt: skip
 """Flags that some verbs take and others do not, beside files."""
 VALUES = {
@@ -218,7 +222,7 @@ def make_long() -> list[pathlib.Path]:
   how = {
     "guidance": GUIDANCE.value, "image_guidance": IMAGE_GUIDANCE.value, "steps": STEPS.value,
     "solver": SOLVER.value, "positions": POSITIONS.value, "window": WINDOW.value,
-    "least_fps": LEAST_FPS.value,
+    "least_fps": LEAST_FPS.value, "context_noise": CONTEXT_NOISE.value,
   }  # fmt: skip
   weights = unfinished.fingerprint(folder.find(MODEL.value).glob("*.safetensors"))
   store = unfinished.Unfinished(OUT.value, {**given, **how, "model": weights})

@@ -15,7 +15,7 @@ import numpy as np
 
 from sora_jax.data import known, tokenizers, transforms
 from sora_jax.data.transforms import Size
-from sora_jax.diffusion import times
+from sora_jax.diffusion import process, times
 from sora_jax.nn import conditioning, vae, vae_streaming
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
@@ -157,6 +157,7 @@ class Model(verbs.Verbs):
     sample: int = 0,
     guidance: float | None = None,
     image_guidance: float = 1.0,
+    context_noise: float = 0.0,
     steps: int | None = None,
     solver: str | None = None,
     positions: str | Sequence[str] = "none",
@@ -166,7 +167,9 @@ class Model(verbs.Verbs):
 
     Args: lines: one or several, sampled packed together.  seed: one for all, or one for each; a
       list for a single timeline makes one video for each.  image_guidance: strength of what is
-      known, 1 = off.  The rest as in `generate`.
+      known, 1 = off.  context_noise: time in [0, 1) to which what is known is noised before the
+      network reads it, as in training; flaws of frames that were made before count less then. The
+      rest as in `generate`.
     Returns: uint8 [frames, height, width, 3], or a list of them.  Raises: ValueError.
     """
     several = not (isinstance(lines, Timeline) and np.ndim(seed) == 0)
@@ -182,9 +185,11 @@ class Model(verbs.Verbs):
     for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
       if not math.isfinite(value):
         raise ValueError(f"{name} is {value}; it must be a number, 1 = off")
+    if not 0 <= context_noise < 1:
+      raise ValueError(f"context_noise is {context_noise}; it must lie in [0, 1), 0 = off")
+    strengths = float(guidance), float(image_guidance), float(context_noise)
     requests = [
-      self._prompted(line, int(seed), sample, float(guidance), float(image_guidance))
-      for line, seed in zip(lines, seeds)
+      self._prompted(line, int(seed), sample, *strengths) for line, seed in zip(lines, seeds)
     ]
     report = progress or (lambda line: None)
     # strength 0 keeps the start as the autoencoder gives it back: there is nothing to sample
@@ -257,7 +262,13 @@ class Model(verbs.Verbs):
     return 1 + (t - 1) * self._f_t
 
   def _prompted(
-    self, line: Timeline, seed: int, sample: int, guidance: float, image_guidance: float
+    self,
+    line: Timeline,
+    seed: int,
+    sample: int,
+    guidance: float,
+    image_guidance: float,
+    context_noise: float = 0.0,
   ) -> Request:
     """The request that a timeline stands for."""
     p, multiple = self.patch, self._f_s * math.lcm(self.patch.h, self.patch.w)
@@ -276,7 +287,12 @@ class Model(verbs.Verbs):
           "train one with config.data.prompts.on=True, or use generate and edit"
         )
       shown = known.blanked(transforms.to_float(pixels), mask_thwF, self._f_s)
-      cells, canvas = mask_thwF, known.canvas(self._encode_float(shown), mask_thwF)
+      latent_thwZ = self._encode_float(shown)
+      if context_noise:
+        draw_thwZ = np.random.default_rng([seed, sample]).standard_normal(latent_thwZ.shape)
+        draw_thwZ, time = jnp.asarray(draw_thwZ, jnp.float32), jnp.float32(context_noise)
+        latent_thwZ = np.asarray(process.add_noise(jnp.asarray(latent_thwZ), draw_thwZ, time))
+      cells, canvas = mask_thwF, known.canvas(latent_thwZ, mask_thwF)
     if line.start_THWC is not None:
       start = self._encode_padded(line.start_THWC, p.t, multiple)
     texts = [

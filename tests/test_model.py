@@ -220,6 +220,23 @@ def test_what_is_known_reaches_the_network_at_its_place(model):
   assert all((made[0][5:] != other[5:]).any() for other in made[1:])
 
 
+def test_what_is_known_is_noised_for_the_network_alone(model):
+  line = tasks.extend(clip(5), PROMPT, None, 8.0, forward=4)
+  clean, noised, other = (
+    model._prompted(line, seed, 0, 1.0, 1.0, noise).canvas
+    for seed, noise in ((0, 0.0), (0, 0.2), (1, 0.2))
+  )
+  there = clean[:3]
+  assert not noised[3:].any() and (noised[:3] != other[:3]).any()
+  left = (noised[:3] - 0.8 * there) / 0.2
+  assert abs(left.mean()) < 0.2 and 0.8 < left.std() < 1.2
+  video = model.make(line, seed=0, context_noise=0.2)
+  np.testing.assert_array_equal(video[:5], clip(5))
+  assert (video != model.make(line, seed=0)).any()
+  with pytest.raises(ValueError, match="context_noise is 1.0"):
+    model.make(line, context_noise=1.0)
+
+
 def test_a_prompt_may_change_along_the_way(model):
   changing = [(0, PROMPT), (5, "a blue square falls over a gray background")]
   request = model._prompted(tasks.extend(clip(5), changing, None, 8.0, forward=4), 0, 0, 1.0, 1.0)

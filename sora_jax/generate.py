@@ -207,7 +207,7 @@ VALUES = {
 """Numbers by flag, and the verbs that take them."""
 DEFAULT_FRAMES = {
   "animate": lambda length: 17, "loop": lambda length: 2 * length or 16,
-  "connect": lambda length: length + 9,
+  "connect": lambda length: length + 15,
 }  # fmt: skip
 """Frames of the result if --frames is not given, from the frames of the input."""
 

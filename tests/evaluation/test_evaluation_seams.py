@@ -30,6 +30,7 @@ def test_a_smooth_seam_has_size_1_a_frozen_one_0_a_leap_more():
   assert seams.jump(video, 4, unit) == pytest.approx(1.0)
   assert seams.jump(np.repeat(video[:1], 9, 0), 4, unit) == 0.0
   assert seams.jump(video[::2], 2, unit) == pytest.approx(2.0)  # 4 columns a step
+  assert np.isfinite(seams.jump(video, 4, 0.0))  # of a source that stands still
 
 
 def test_brightness_is_told_from_motion():
@@ -56,6 +57,10 @@ def test_a_border_that_cannot_be_told_and_one_that_can():
   framed = ramp.copy()
   framed[:, :, 10:30] += 40  # up by 40 at the left, down by 40 at the right, beside 4 a pixel
   assert seams.border_ratio(framed, known) == pytest.approx((44 + 36) / 8)
+  column = np.arange(23)
+  curve = (column * (column - 1) // 2).astype(np.uint8)[:, None]  # steeper to the right
+  bent = np.broadcast_to(curve, (3, 16, 23, 3)).copy()
+  assert seams.border_ratio(bent, known[:, 5:28]) == pytest.approx(1.0)
   with pytest.raises(ValueError, match="no border"):
     seams.border_ratio(ramp, np.ones((16, 40), bool))
 
@@ -65,5 +70,6 @@ def test_monotone_share_and_changes():
   assert seams.monotone_share(np.array([1.0, 0.5, 0.6, 0.0])) == pytest.approx(2 / 3)
   assert seams.monotone_share(np.array([1.0, 0.5, 0.52, 0.0]), slack=0.05) == 1.0
   assert seams.monotone_share(np.zeros(4)) == 1.0
+  assert seams.monotone_share(np.array([0.0, 1.0, 0.0])) == 0.0
   assert seams.changes(["red", "red", None, "blue", "blue"]) == 1
   assert seams.changes(["red", "blue", "red"]) == 2

@@ -54,6 +54,7 @@ def data() -> ConfigDict:
   c.streams = 16  # logical streams, each with its own packer; part of the order of clips
   c.window = 256  # clips that a packer chooses from
   c.caption_long = 0.0  # share of visits that read the descriptive caption, [0, 1]
+  c.caption_shots = 0.0  # of visits to clips with shots, those that read one for each, [0, 1]
   c.caption_dropout = 0.1  # share of visits that read "", for guidance, [0, 1]
   c.drop_to_fill = (
     0.0  # a clip that misses a row's end by this share is cut to fit; 0 = off, to 0.1

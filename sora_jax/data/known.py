@@ -8,6 +8,7 @@ known. The same functions serve training and sampling, so that a network meets a
 was trained on.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -35,6 +36,16 @@ def cell_mask(
   known_Thw = np.concatenate([np.repeat(known_Thw[:1], F - 1, axis=0), known_Thw])
   known_tFhw = known_Thw.reshape(-1, F, H // cell, W // cell)
   return known_tFhw.transpose(0, 2, 3, 1).astype(np.uint8)
+
+
+def readers(begins: Sequence[int], frames: int, frames_per_latent: int) -> list[int]:
+  """Which text each latent frame reads, of texts that hold from the frames `begins` on.
+
+  It is the one that holds in the middle of its frames: a text may so be read by none.
+  """
+  latents, F = 1 + -(-(frames - 1) // frames_per_latent), frames_per_latent
+  middle = np.minimum(np.maximum(0, F * (np.arange(latents) - 1) + 1 + F // 2), frames - 1)
+  return (np.searchsorted(begins, middle, side="right") - 1).tolist()
 
 
 def pixel_mask(mask_thwF: UInt8[np.ndarray, "t h w F"], cell: int) -> Bool[np.ndarray, "T H W"]:

@@ -35,6 +35,8 @@ class PipelineConfig:
     shuffle: another order each epoch.
     repeat: endless; else every clip comes exactly once and the last rows are padded.
     caption_long: share of visits that read the long caption.
+    caption_shots: share of visits to clips that tell their shots that read a caption for each, in
+      its own latent frames, instead of one for all.
     caption_dropout: share of visits whose caption is "", for guidance.
     drop_to_fill: share of a row by which clips may exceed it before they are cut to it; 0 = off.
     token_drop: NaViT token dropping; None = off.
@@ -59,6 +61,7 @@ class PipelineConfig:
   shuffle: bool = True
   repeat: bool = True
   caption_long: float = 0.5
+  caption_shots: float = 0.0
   caption_dropout: float = 0.1
   drop_to_fill: float = 0.0
   token_drop: TokenDrop | None = None
@@ -81,7 +84,7 @@ class PipelineConfig:
     for name in ("rows", "row_len", "max_segments", "text_row_len", "streams", "window"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")
-    for name in ("caption_long", "caption_dropout"):
+    for name in ("caption_long", "caption_shots", "caption_dropout"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name}={getattr(self, name)}; it is a share, between 0 and 1")
     if not 0 <= self.drop_to_fill <= 0.1:
@@ -139,7 +142,9 @@ def packed_rows(
     coord i32 [R, L, 3], (t, y, x) in the token grid; slot i32 [R, L]; grid i32 [R, S, 3], tokens,
     0 = unused; fps f32 [R, S], 0 for pictures; slots i32 [R, S]; text, text_segment i32 [R, M];
     clip i32 [R, S], index in the source, -1 = unused. With prompts also known u8 [R, L, cells F]
-    and canvas f32 [R, L, P], both 0 where nothing is known.
+    and canvas f32 [R, L, P], both 0 where nothing is known. With captions of shots also slot_text
+    i32 [R, Q], the text of each slot (text_segment then numbers the row's texts), and one_time
+    bool [R, S], of segments whose slots share the time of the first.
     Its iterators' state is JSON-able, and the same for any number of workers.
 
   Raises: ValueError naming clips that fit no row or are no whole number of patches. Iterators
@@ -148,7 +153,8 @@ def packed_rows(
   table = table or scan(source, config.patch, tokenize)
   skip = config.too_long == "skip"
   indices = usable(
-    table, source, config.row_len, config.text_row_len, config.caption_long, skip
+    table, source, config.row_len, config.text_row_len, config.caption_long, config.caption_shots,
+    skip,
   )  # fmt: skip
   batches = PackedBatches(StreamPlan(source, table, indices, patchify, tokenize, config))
   if config.prefetch:

@@ -50,7 +50,7 @@ class Clip:
     id: names the clip within its data set.
     video_THWC: uint8 [T, H, W, 3], or None in shards that hold latents alone.
     fps: frames per second; None for pictures.
-    captions: texts by kind: "short", "long".
+    captions: texts by kind: "short", "long"; "shots" has a line `FRAME text` for each shot.
     truth: JSON-able ground truth, per-frame lists allowed; {} for filmed clips.
     latent_thwZ: float32 [t, h, w, Z] normalised posterior mean, or None.
     latent_source: hash of the VAE weights that made the latent, or None.

@@ -16,7 +16,7 @@ import numpy as np
 from grain.experimental import index_shuffle
 
 from sora_jax.data import known, packing, prompt_mix
-from sora_jax.data.table import ClipSource, ClipTable, caption
+from sora_jax.data.table import ClipSource, ClipTable, caption, shots
 from sora_jax.shapes import PAD_SEGMENT, Patch
 
 _PLAN, _CELLS, _PROMPT = 0, 1, 2
@@ -47,11 +47,13 @@ class StreamPlan:
     return int(self.indices[place])
 
   def choose(self, visit: int) -> tuple[int, str | None, np.random.Generator]:
-    """(clip index, caption kind: "short", "long" or None for dropped, rest of the rng)."""
+    """(clip index, kind of caption or None for dropped, rest of the rng)."""
     rng = self.rng(visit, _PLAN)
     dropped, long = rng.random(2) < (self.config.caption_dropout, self.config.caption_long)
-    kind = None if dropped else ("long" if long else "short")
-    return self.clip_index(visit), kind, rng
+    index, kind = self.clip_index(visit), None if dropped else ("long" if long else "short")
+    if self.config.caption_shots and kind is not None and self.table.text_N3[index, 2]:
+      kind = "shots" if rng.random() < self.config.caption_shots else kind
+    return index, kind, rng
 
   def prompt(self, visit: int, clip: Any) -> tuple[np.ndarray, np.ndarray, bool]:
     """(known_thwF, canvas_thwZ) of one visit, and whether its latent frames have their own times.
@@ -70,6 +72,17 @@ class StreamPlan:
       raise ValueError(f"clip {clip.id!r} has no canvases; make its latents with prompts")
     canvas = clip.canvases[int(rng.integers(len(clip.canvases)))]
     return canvas.known_thwF, canvas.latent_thwZ.astype(np.float32), own
+
+  def words(self, clip: Any, kind: str | None, slots: int) -> tuple[list[str], np.ndarray]:
+    """Texts of one visit, those that no slot reads left out, and which of them each slot reads."""
+    if kind != "shots":
+      text = "" if kind is None else caption(clip, kind == "long")
+      return [text], np.zeros(slots, int)
+    parts, F = shots(clip), self.config.frames_per_latent
+    frames = 1 + (slots * self.config.patch.t - 1) * F
+    read_t = known.readers([frame for frame, _ in parts], frames, F)
+    used, number_q = np.unique(read_t[:: self.config.patch.t], return_inverse=True)
+    return [parts[number][1] for number in used], number_q
 
   def packer(self, stream: int) -> grain.IterDataset:
     """Rows of one stream, as `packing.best_fit` gives them."""
@@ -117,7 +130,7 @@ class _VisitIterator(grain.DatasetIterator):
       tokens = c.token_drop.kept(tokens, rows_packed * c.streams / c.rows, rng)
     text = plan.table.empty_text
     if kind is not None:
-      text = plan.table.text_N2[index, ("short", "long").index(kind)]
+      text = plan.table.text_N3[index, ("short", "long", "shots").index(kind)]
     self._next += 1
     self._tokens += tokens
     return packing.element(visit, tokens, int(text), c.drop_to_fill > 0)
@@ -149,11 +162,13 @@ def build_row(plan: StreamPlan, visits: np.ndarray, kept: np.ndarray) -> dict:
     "text_segment": np.full(M, PAD_SEGMENT, np.int32),
     "clip": np.full(S, -1, np.int32),
   }
+  if c.caption_shots:
+    row["slot_text"], row["one_time"] = np.zeros(c.max_slots, np.int32), np.zeros(S, bool)
   cells = int(np.prod(c.patch))
   if c.prompts is not None:
     row["known"] = np.zeros((L, cells * c.frames_per_latent), np.uint8)
     row["canvas"] = np.zeros((L, P), np.float32)
-  start = text_start = 0
+  start = text_start = texts = slot = 0
   slots_left = c.max_slots - len(visits)
   for s, (visit, n) in enumerate(zip(visits, kept)):
     index, kind, _ = plan.choose(int(visit))
@@ -165,21 +180,28 @@ def build_row(plan: StreamPlan, visits: np.ndarray, kept: np.ndarray) -> dict:
       stays = np.sort(plan.rng(int(visit), _CELLS).permutation(len(patch_NP))[:n])
     row["patch"][start:end], row["coord"][start:end] = patch_NP[stays], coord_N3[stays]
     row["segment"][start:end] = s + 1
+    own_times = False
     if c.prompts is not None:
       known_thwF, canvas_thwZ, own_times = plan.prompt(int(visit), clip)
       row["known"][start:end] = plan.patchify(known_thwF, c.patch)[stays]
       row["canvas"][start:end] = plan.patchify(canvas_thwZ, c.patch)[stays]
-      if own_times and grid[0] - 1 <= slots_left:
-        row["slot"][start:end], row["slots"][s] = coord_N3[stays, 0], grid[0]
-        slots_left -= grid[0] - 1
+    row["slots"][s] = 1
+    if (own_times or kind == "shots") and grid[0] - 1 <= slots_left:
+      row["slot"][start:end], row["slots"][s] = coord_N3[stays, 0], grid[0]
+      slots_left -= grid[0] - 1
+    elif kind == "shots":
+      kind = "short"  # of which the text takes no more room
     row["grid"][s], row["clip"][s] = grid, index
-    row["slots"][s] = max(row["slots"][s], 1)
     row["fps"][s] = clip.fps or 0.0
-    ids = plan.tokenize("" if kind is None else caption(clip, kind == "long"))
-    text_end = text_start + len(ids)
-    row["text"][text_start:text_end] = ids
-    row["text_segment"][text_start:text_end] = s + 1
-    start, text_start = end, text_end
+    words, number_q = plan.words(clip, kind, int(row["slots"][s]))
+    if c.caption_shots:
+      row["slot_text"][slot : slot + len(number_q)] = texts + 1 + number_q
+      row["one_time"][s] = not own_times
+    for number, ids in enumerate(map(plan.tokenize, words), texts + 1):
+      text_end = text_start + len(ids)
+      row["text"][text_start:text_end], row["text_segment"][text_start:text_end] = ids, number
+      text_start = text_end
+    start, texts, slot = end, texts + len(words), slot + len(number_q)
   return row
 
 

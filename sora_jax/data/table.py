@@ -28,13 +28,14 @@ class ClipTable:
 
   Attributes:
     grid_N3: int32, token grid (t, h, w).
-    text_N2: int32, number of text ids of the short and of the long caption.
+    text_N3: int32, number of text ids of the short and the long caption and of all shots' captions
+      (of the short one if that is longer), 0 of a clip without shots.
     empty_text: number of text ids of the empty caption.
     channels: Z, channels of the latents.
   """
 
   grid_N3: np.ndarray
-  text_N2: np.ndarray
+  text_N3: np.ndarray
   empty_text: int
   channels: int
 
@@ -48,6 +49,20 @@ def caption(clip: Any, long: bool) -> str:
   """The long or the short caption; the other one where a clip has only one, "" where none."""
   first, second = ("long", "short") if long else ("short", "long")
   return clip.captions.get(first) or clip.captions.get(second) or ""
+
+
+def shots(clip: Any) -> list[tuple[int, str]]:
+  """(first frame, caption) of each shot; none where a clip tells none.  Raises: ValueError."""
+  found = []
+  for line in (clip.captions.get("shots") or "").splitlines():
+    frame, _, text = line.strip().partition(" ")
+    if not frame.isdecimal() or not text or (int(frame) <= found[-1][0] if found else frame != "0"):
+      raise ValueError(
+        f"clip {clip.id!r}: shot {line!r}; expected FRAME and a caption, the first at 0, each "
+        "after the one before"
+      )
+    found.append((int(frame), text))
+  return found
 
 
 def scan(source: ClipSource, patch: Patch, tokenize: Callable[[str], list[int]]) -> ClipTable:
@@ -74,7 +89,9 @@ def scan(source: ClipSource, patch: Patch, tokenize: Callable[[str], list[int]])
       faults.append(f"{clip.id!r} {fault}")
       continue
     grids.append([n // p for n, p in zip(latent_thwZ.shape, patch)])
-    texts.append([len(tokenize(caption(clip, long))) for long in (False, True)])
+    lengths = [len(tokenize(caption(clip, long))) for long in (False, True)]
+    parts = sum(len(tokenize(text)) for _, text in shots(clip))
+    texts.append([*lengths, max(parts, lengths[0]) if parts else 0])
   if faults:
     raise ValueError(f"clips that cannot be packed: {_listed(faults)}")
   return ClipTable(
@@ -84,17 +101,19 @@ def scan(source: ClipSource, patch: Patch, tokenize: Callable[[str], list[int]])
 
 def usable(
   table: ClipTable, source: ClipSource, row_len: int, text_row_len: int, caption_long: float,
-  skip: bool,
+  caption_shots: float, skip: bool,
 ) -> np.ndarray:  # fmt: skip
   """Indices (int64) of the clips that fit a row with any caption that will be read.
 
-  Args: caption_long: share of visits that read the long caption; at 0 and 1 only one of the two
-    counts.  skip: leave the others out with a warning, instead of raising.
+  Args: caption_long, caption_shots: shares of visits that read these captions; of kinds that no
+    visit reads, the length does not count.  skip: leave clips that do not fit out with a warning,
+    instead of raising.
 
   Raises: ValueError naming the clips that do not fit, with their lengths; also if none fits.
   """
-  read = [kind for kind, share in ((0, 1 - caption_long), (1, caption_long)) if share > 0]
-  tokens_N, text_N = table.tokens_N, table.text_N2[:, read].max(axis=1)
+  shares = (1 - caption_long, caption_long, caption_shots)
+  read = [kind for kind, share in enumerate(shares) if share > 0]
+  tokens_N, text_N = table.tokens_N, table.text_N3[:, read].max(axis=1)
   fits_N = (tokens_N <= row_len) & (text_N <= text_row_len) & (table.empty_text <= text_row_len)
   if not fits_N.all():
     long = [

@@ -126,6 +126,17 @@ def take_slots(time_RQ: Float[Array, "R Q"], slot_RL: Int[Array, "R L"]) -> Floa
   return jnp.take_along_axis(time_RQ, slot_RL, axis=1, mode="clip")
 
 
+def same_times(
+  time_RQ: Float[Array, "R Q"], layout: Layout, slots_RS: Int[Array, "R S"],
+  same_RS: Bool[Array, "R S"],
+) -> Float[Array, "R Q"]:  # fmt: skip
+  """Times in which all slots of the segments named by `same_RS` have that of their first slot."""
+  first_RS = jnp.cumsum(slots_RS, axis=1) - slots_RS
+  first_RS = jnp.take_along_axis(time_RQ, first_RS, axis=1, mode="clip")
+  same_RQ = take_segments(same_RS, layout.slot_segment_RQ)
+  return jnp.where(same_RQ, take_segments(first_RS, layout.slot_segment_RQ), time_RQ)
+
+
 def members(segment_RL: Int[Array, "R L"], num_segments: int) -> Bool[Array, "R S L"]:
   """Which tokens belong to which segment, entry s - 1 for segment s."""
   index_S = 1 + jnp.arange(num_segments, dtype=segment_RL.dtype)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from sora_jax.data import known
 from sora_jax.data.transforms import Size
 
 
@@ -72,15 +73,11 @@ class Timeline:
 
     A prompt that holds in the middle of no latent frame is read by none.
     """
-    latents = 1 + -(-(self.frames - 1) // frames_per_latent)
-    found: list[tuple[int, str]] = []
-    for k in range(latents):
-      middle = min(
-        max(0, frames_per_latent * (k - 1) + 1 + frames_per_latent // 2), self.frames - 1
-      )
-      text = [self.prompt, *(text for frame, text in self.later if frame <= middle)][-1]
-      if not found or text != found[-1][1]:
-        found.append((k, text))
+    parts, found = [(0, self.prompt), *self.later], []
+    begins = [frame for frame, _ in parts]
+    for k, number in enumerate(known.readers(begins, self.frames, frames_per_latent)):
+      if not found or parts[number][1] != found[-1][1]:
+        found.append((k, parts[number][1]))
     return found
 
   def place(

@@ -41,7 +41,7 @@ from sora_jax.weights.folder import Network
 SECTIONS = ("task", "data", "vae", "text", "model", "diffusion", "optimizer", "train", "evaluation")
 PIPELINE = (
   "rows", "row_len", "max_segments", "text_row_len", "streams", "window", "caption_long",
-  "caption_dropout", "drop_to_fill", "too_long", "workers", "max_slots",
+  "caption_shots", "caption_dropout", "drop_to_fill", "too_long", "workers", "max_slots",
 )  # fmt: skip
 DATA = (
   "source", "folder", "world", "validation_clips", "processes", "crop", "token_drop",

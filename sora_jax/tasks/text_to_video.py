@@ -130,6 +130,8 @@ class TextToVideo:
     shift_RS = times.segment_shift(layout.grid_RS3, c.shift_config, self.dit.config.patch[0])
     shift_RQ = times.slot_shift(shift_RS, layout.slot_segment_RQ)
     time_RQ = times.training_times(time_key, layout.slot_segment_RQ > 0, shift_RQ, c.time_config)
+    if "one_time" in batch:
+      time_RQ = packing.same_times(time_RQ, layout, batch["slots"], batch["one_time"])
     time_RL = times.token_times(time_RQ, layout.slot_RL)
     x0_RLP = batch["patch"]
     eps_RLP = jax.random.normal(noise_key, x0_RLP.shape)
@@ -189,11 +191,16 @@ class TextToVideo:
   def cost(self, batch):
     """6 x parameters x tokens, with the parameters that a token meets, and segment attention."""
     dit, text = self._matrix_sizes
-    S = range(1, batch["grid"].shape[1] + 1)
-    n_RS = np.stack([(batch["segment"] == s).sum(1) for s in S], 1).astype(float)
-    m_RS = np.stack([(batch["text_segment"] == s).sum(1) for s in S], 1).astype(float)
+    n_RS = _counts(batch["segment"], batch["grid"].shape[1])
+    m_RS, readers_RS = _counts(batch["text_segment"], n_RS.shape[1]), n_RS
+    if "slot_text" in batch:  # texts have numbers of their own
+      slots = np.cumsum(batch["slots"], 1) - batch["slots"]
+      slot_RL = np.take_along_axis(slots, np.maximum(batch["segment"] - 1, 0), 1) + batch["slot"]
+      text_RL = np.take_along_axis(batch["slot_text"], slot_RL, 1) * (batch["segment"] > 0)
+      readers_RS = _counts(text_RL, batch["slot_text"].shape[1])
+      m_RS = _counts(batch["text_segment"], readers_RS.shape[1])
     c = self.dit.config
-    pairs = c.depth * c.width * (n_RS * n_RS + n_RS * m_RS).sum()
+    pairs = c.depth * c.width * ((n_RS * n_RS).sum() + (readers_RS * m_RS).sum())
     pairs += (
       self.text.config.depth
       * self.text.config.heads
@@ -289,3 +296,8 @@ def extent(source: ClipSource, patch: Sequence[int], frames_per_latent: int) -> 
 
 def _is_instance(kind, x) -> bool:
   return isinstance(x, kind)
+
+
+def _counts(segment_RL: np.ndarray, most: int) -> np.ndarray:
+  """Tokens of each of the segments 1 to `most`, float [R, most]."""
+  return np.stack([(segment_RL == s).sum(1) for s in range(1, most + 1)], 1).astype(float)

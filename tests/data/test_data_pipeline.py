@@ -121,6 +121,63 @@ def test_every_segment_is_its_clip():
   assert texts == {"", "short", "long"}
 
 
+def shot_clips():
+  """Clips of which every second one has two shots, the second from frame 5 on (latent frame 2)."""
+  clips = make_clips(24, [(5, 4, 4), (3, 4, 4), (1, 4, 4)])
+  for clip in clips[::2]:
+    if clip.latent_thwZ.shape[0] == 5:
+      clip.captions["shots"] = f"0 {clip.captions['short']}a\n5 {clip.captions['short']}b"
+  return clips
+
+
+def test_each_latent_frame_reads_the_caption_of_its_shot():
+  config = with_(caption_shots=0.7, max_slots=16, caption_dropout=0.2, caption_long=0.0)
+  clips, kinds = shot_clips(), set()
+  for batch in take(dataset(config, clips=clips), 8):
+    for r in range(2):
+      owner = np.repeat(np.arange(8), batch["slots"][r])
+      for s in np.flatnonzero(batch["clip"][r] >= 0):
+        clip = clips[batch["clip"][r, s]]
+        read = batch["slot_text"][r, : len(owner)][owner == s]
+        texts = [
+          bytes(ids[:-1].tolist()).decode()
+          for ids in (batch["text"][r, batch["text_segment"][r] == n] for n in np.unique(read))
+        ]
+        here = batch["segment"][r] == s + 1
+        assert batch["one_time"][r, s]
+        if len(texts) == 2:
+          kinds.add("shots")
+          assert texts == [clip.captions["short"] + "a", clip.captions["short"] + "b"]
+          assert read.tolist() == [read[0]] * 2 + [read[0] + 1] * 3
+          np.testing.assert_array_equal(batch["slot"][r, here], batch["coord"][r, here, 0])
+        else:
+          assert texts in ([clip.captions["short"]], [""]) and set(read) == {read[0]}
+          kinds.add("dropped" if texts == [""] else "short")
+          assert not batch["slot"][r, here].any()
+      assert not batch["slot_text"][r, len(owner) :].any()
+      assert batch["text_segment"][r].max() == batch["slot_text"][r].max()
+  assert kinds == {"shots", "short", "dropped"}
+
+
+def test_shots_that_find_no_slots_left_read_the_short_caption():
+  config = with_(caption_shots=1.0, caption_dropout=0.0, caption_long=0.0)  # max_slots = 8 clips
+  clips, slots = shot_clips(), set()
+  for batch in take(dataset(config, clips=clips), 6):
+    assert (batch["slots"].sum(1) <= 8).all()
+    for r, s in np.argwhere(batch["clip"] >= 0):
+      if "shots" in clips[batch["clip"][r, s]].captions:
+        slots.add(int(batch["slots"][r, s]))
+  assert slots == {1, 5}
+
+
+def test_a_caption_of_shots_that_cannot_be_read_names_its_clip():
+  clips = shot_clips()
+  for words in ("5 late", "0 one\n0 two", "0 one\nx two", "0"):
+    clips[0].captions["shots"] = words
+    with pytest.raises(ValueError, match="'clip 0': shot .* expected FRAME and a caption"):
+      dataset(with_(caption_shots=0.5), clips=clips)
+
+
 def test_a_finite_pass_shows_every_clip_once_and_no_token_is_lost():
   clips = make_clips(41)
   batches = list(dataset(with_(repeat=False), clips=clips))

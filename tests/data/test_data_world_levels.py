@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from sora_jax.data.world import World, WorldConfig, level4, orbit, vocabulary
+from sora_jax.data import table
+from sora_jax.data.world import World, WorldConfig, grammar, level4, orbit, vocabulary
 from sora_jax.data.world.scene import MOTION_DIRECTIONS
 
 COUNT = 16
@@ -138,6 +139,23 @@ def test_a_cut_is_hard_and_keeps_colour_and_shape():
     for frame, shot in ((cut - 1, first), (cut, second)):
       assert tuple(clip.video_THWC[frame, 0, 0]) == vocabulary.BACKGROUNDS[shot["background"]]
     assert first["direction"] != second["direction"]
+
+
+@pytest.mark.parametrize("motion", ["cut", "morph"])
+def test_each_shot_has_a_caption_from_its_frame_on(motion):
+  for clip in clips(motion, styles=("plain", "night", "hatched")):
+    parts = table.shots(clip)
+    event = clip.truth["events"][0]
+    assert [frame for frame, _ in parts][0] == 0 and len(parts) == 2
+    at = parts[1][0]
+    assert event.get("frame", event.get("after", 0)) <= at <= event.get("frame", event.get("until"))
+    for (_, text), shot, record in zip(parts, clip.truth["shots"], clip.truth["objects"] * 2):
+      said = grammar.parse(text)
+      assert said["motion"] == "constant" and said["style"] == clip.truth["style"]
+      assert said["background"] == shot["background"]
+      assert said["objects"][0]["direction"] == shot["direction"]
+      assert said["objects"][0]["color"] == record["color"]
+  assert "shots" not in clips("pan", 1)[0].captions
 
 
 def test_a_morph_goes_gradually_from_one_object_and_scene_to_another():

@@ -36,6 +36,16 @@ def test_slots_are_numbered_segment_by_segment():
   assert owner.tolist() == [[1, 1, 2, 3, 3, 0], [1, 1, 1, 0, 0, 0]]
 
 
+def test_slots_that_share_a_time_have_that_of_their_segments_first():
+  slot = np.array([[0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 2, 2, 0, 0, 0, 0, 0]])
+  slots = np.array([[2, 1, 2, 0], [3, 0, 0, 0]])
+  batch = TABLES | {"slot": slot, "slots": slots, "text_segment": np.zeros((2, 3), np.int32)}
+  time = jnp.arange(12.0).reshape(2, 6)
+  same = jnp.array([[True, True, False, False], [True, False, False, False]])
+  found = packing.same_times(time, packing.layout_of(batch, 6), jnp.asarray(slots), same)
+  assert found.tolist() == [[0, 0, 2, 3, 4, 5], [6, 6, 6, 9, 10, 11]]
+
+
 def test_layout_has_one_slot_for_each_segment_by_default():
   layout = packing.layout_of({**TABLES, "text_segment": np.zeros((2, 3), np.int32)})
   assert layout.slot_segment_RQ.tolist() == [[1, 2, 3, 0], [1, 0, 0, 0]]

@@ -14,6 +14,7 @@ from sora_jax.diffusion import times
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
+from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
 from sora_jax.tasks.clips import Sources
 from sora_jax.tasks.text_to_video import DiffusionConfig, TextToVideo
@@ -138,6 +139,50 @@ def test_the_loss_hears_of_the_prompt_and_of_every_frame_s_time():
   one_time = {"slot": 0 * batch["slot"], "slots": (batch["slots"] > 0).astype("int32")}
   assert (batch["slots"] > 1).any()
   assert abs(float(loss(batch | one_time)) - base) > 1e-3
+
+
+def with_shots():
+  some = clips(12)
+  for clip in some:
+    if clip.fps:
+      clip.captions["shots"] = "0 a red circle moves right\n1 a blue star moves left"
+  pipeline = dataclasses.replace(
+    make().pipeline, caption_shots=1.0, caption_long=0.0, caption_dropout=0.0, max_slots=12,
+    frames_per_latent=F_T,
+  )  # fmt: skip
+  task = make(pipeline=pipeline, sources=Sources(some, clips(6, seed=1)))
+  return task, next(task.batches())
+
+
+def test_the_loss_hears_which_text_a_latent_frame_reads_and_that_a_clip_has_one_time():
+  task, batch = with_shots()
+  rng = np.random.default_rng(0)  # a new network is deaf to text: its last layers are 0
+  params = jax.tree.map(
+    lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), task.init(jax.random.key(0))
+  )
+  loss = jax.jit(
+    lambda b: task.loss(params, b, jax.random.key(1), jax.numpy.zeros(()))[0].numerator
+  )
+  base = float(loss(batch))
+  swapped = np.where(batch["slot_text"] == 2, 1, batch["slot_text"])
+  assert (batch["slot_text"] == 2).any() and batch["one_time"].any()
+  for changes in ({"slot_text": swapped}, {"one_time": ~batch["one_time"]}):
+    assert abs(float(loss(batch | changes)) - base) > 1e-5, changes.keys()
+
+
+def test_cost_pairs_each_token_with_the_text_that_it_reads():
+  task, batch = with_shots()
+  layout = packing.layout_of(batch)
+  text_RL, text_RM = np.asarray(layout.text_RL), batch["text_segment"]
+  read = ((text_RL[:, :, None] == text_RM[:, None]) & (text_RL[:, :, None] > 0)).sum()
+  own = batch["segment"][:, :, None] == batch["segment"][:, None]
+  seen = (own & (batch["segment"][:, :, None] > 0)).sum()
+  texts = ((text_RM[:, :, None] == text_RM[:, None]) & (text_RM[:, :, None] > 0)).sum()
+  dit, text = task._matrix_sizes
+  c, t = task.dit.config, task.text.config
+  pairs = c.depth * c.width * (seen + read) + t.depth * t.heads * t.head_size * texts
+  want = 6 * (dit * (batch["segment"] > 0).sum() + text * (text_RM > 0).sum()) + 12 * pairs
+  assert task.cost(batch).flops == pytest.approx(float(want))
 
 
 def test_every_parameter_has_named_axes(task):

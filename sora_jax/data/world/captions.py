@@ -124,6 +124,28 @@ def short(truth: dict) -> str:
   return f"{_SHORT[truth['motion']](truth, names)} {place(last)}"
 
 
+def texts(truth: dict) -> dict[str, str]:
+  """The captions of a clip by kind, as records keep them."""
+  found = {"short": short(truth), "long": long(truth)}
+  lines = [f"{frame} {text}" for frame, text in shots(truth)]
+  return found | ({"shots": "\n".join(lines)} if lines else {})
+
+
+def shots(truth: dict) -> list[tuple[int, str]]:
+  """A prompt for each shot, and the frame from which it holds; none of a clip without shots.
+
+  A morph's second prompt takes over in the middle of the change.
+  """
+  if "shots" not in truth:
+    return []
+  event, names = truth["events"][0], [name_object(r, truth["style"]) for r in truth["objects"]]
+  second = event["frame"] if "frame" in event else (event["after"] + event["until"] + 1) // 2
+  return [
+    (frame, f"{name} moves {shot['direction']} {place(truth | {'background': shot['background']})}")
+    for frame, name, shot in zip((0, second), (names[0], names[-1]), truth["shots"])
+  ]
+
+
 def region(position: list[float], truth: dict) -> str:
   """Which ninth of the frame a point lies in, in words."""
   unit = min(truth["size"])

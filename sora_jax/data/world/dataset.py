@@ -77,7 +77,7 @@ class World:
       id=f"world-{self.config.seed}-{self.config.split}-{int(index)}",
       video_THWC=scene.draw(tuple(truth["size"])),
       fps=truth["fps"],
-      captions={"short": captions.short(truth), "long": captions.long(truth)},
+      captions=captions.texts(truth),
       truth=truth,
       latent_thwZ=None,
       latent_source=None,

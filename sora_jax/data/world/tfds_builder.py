@@ -43,6 +43,7 @@ class SoraWorld(tfds.core.GeneratorBasedBuilder):
           "fps": tfds.features.Scalar(dtype=np.float32),  # 0 for pictures
           "short": tfds.features.Text(),
           "long": tfds.features.Text(),
+          "shots": tfds.features.Text(),
           "truth": tfds.features.Text(),  # JSON
         }
       ),
@@ -69,6 +70,7 @@ class SoraWorld(tfds.core.GeneratorBasedBuilder):
           "fps": clip.fps or 0.0,
           "short": clip.captions["short"],
           "long": clip.captions["long"],
+          "shots": clip.captions.get("shots", ""),
           "truth": json.dumps(clip.truth),
         },
       )
@@ -76,11 +78,12 @@ class SoraWorld(tfds.core.GeneratorBasedBuilder):
 
 def to_clip(example: dict) -> Clip:
   """The `Clip` of one example as `as_data_source` gives it."""
-  text = {key: bytes(example[key]).decode() for key in ("id", "short", "long", "truth")}
+  kinds = ("short", "long", "shots")
+  text = {key: bytes(example[key]).decode() for key in ("id", *kinds, "truth")}
   return Clip(
     id=text["id"],
     video_THWC=example["video"],
     fps=float(example["fps"]) or None,
-    captions={"short": text["short"], "long": text["long"]},
+    captions={kind: text[kind] for kind in kinds if text[kind]},
     truth=json.loads(text["truth"]),
   )

@@ -162,9 +162,7 @@ def main(argv):
   folder = folder_lib.find(harness.MODEL.value)
   model = model_lib.from_folder(folder)
   trained = harness.trained_world(folder) or WorldConfig()
-  world = dataclasses.replace(
-    trained, levels=(1,), motions=("constant",), image_fraction=0.0, styles=("plain",)
-  )  # fmt: skip
+  world = harness.plain_world(folder)
   figures = {
     "guidance": GUIDANCE.value if GUIDANCE.value is not None else model.defaults["guidance"],
     "steps": STEPS.value or model.defaults["steps"],

@@ -9,7 +9,6 @@ draft's blur and mistakes, large ones make another video. Prints one JSON object
 writes it as draft.json, with draft.png: drafts above what was made of them.
 """
 
-import dataclasses
 import time
 
 import harness
@@ -19,7 +18,6 @@ from evaluate_dit import wishes
 
 from sora_jax import model as model_lib
 from sora_jax.data import transforms
-from sora_jax.data.world import WorldConfig
 from sora_jax.evaluation import detectors, release, reports
 from sora_jax.weights import folder as folder_lib
 
@@ -59,10 +57,7 @@ def main(argv):
   started = time.perf_counter()
   folder = folder_lib.find(harness.MODEL.value)
   model = model_lib.from_folder(folder)
-  world = dataclasses.replace(
-    harness.trained_world(folder) or WorldConfig(),
-    levels=(1,), motions=("constant",), image_fraction=0.0, styles=("plain",),
-  )  # fmt: skip
+  world = harness.plain_world(folder)
   flags.FLAGS.sizes = FULL_SIZES.value
   asked = wishes(world, flags.FLAGS.prompts, "test")
   what = {

@@ -1,5 +1,6 @@
 """What the scripts of this folder share: flags, progress, the models, the last line."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -107,6 +108,19 @@ def trained_world(folder: pathlib.Path) -> WorldConfig | None:
   story = store.load(folder / "dit.safetensors")[2]["provenance"] or {}
   data = story.get("config", {}).get("data", {})
   return WorldConfig(**data["world"]) if data.get("source") == "world" else None
+
+
+def plain_world(folder: pathlib.Path) -> WorldConfig:
+  """That world, narrowed to clips of constant motion in the plain style, each word once: what was
+  trained on more often is not asked for more often."""
+  trained = trained_world(folder) or WorldConfig()
+  words = {
+    name: tuple(dict.fromkeys(getattr(trained, name)))
+    for name in ("colors", "shapes", "backgrounds", "directions")
+  }
+  return dataclasses.replace(
+    trained, levels=(1,), motions=("constant",), image_fraction=0.0, styles=("plain",), **words
+  )
 
 
 def above(videos: list[np.ndarray], gap: int = 2) -> np.ndarray:

@@ -3,10 +3,12 @@
 Importing the package is lazy: nothing heavy is imported before `load` is called.
 """
 
+import os
+
 __version__ = "0.1.0"
 
 
-def load(name_or_dir: str = "tiny"):
+def load(name_or_dir: str | os.PathLike = "tiny"):
   """Loads a model: shipped weights by name, or a work directory. See `sora_jax.model.load`."""
   from sora_jax import model
 

@@ -12,8 +12,9 @@ FAR, NEAR = 3.0, 0.6  # distances of the hills and the posts; objects are at 1
 
 def compose(brief: Brief) -> Scene:
   """Draws the state of a level-3 clip and closes over how to paint it."""
-  makers = {"pan": _pan, "zoom": _zoom, "cut": _cut, "orbit": orbit.compose}
-  makers["morph"] = morph.compose
+  makers = {
+    "pan": _pan, "zoom": _zoom, "cut": _cut, "morph": morph.compose, "orbit": orbit.compose,
+  }  # fmt: skip
   return makers[brief.motion](brief)
 
 

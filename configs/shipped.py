@@ -8,12 +8,15 @@
     --config.train.minutes=90 --config.train.init_from=runs/dit2
   python -m sora_jax.main --config=configs/shipped.py:prompted --workdir=runs/dit4 \
     --config.train.minutes=120 --config.train.init_from=runs/dit3
+  python -m sora_jax.main --config=configs/shipped.py:tasks --workdir=runs/dit5 \
+    --config.train.steps=2800 --config.train.init_from=runs/dit4
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
 tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts and
-morphs, image and video prompts, on the sizes of aspects and 96x64.
+morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the same, most of it
+prompted, more of it with objects that bounce or fall, fewer stills, and some captions by shot.
 The shipped file has seen plain and aspects, the latter in five starts with a changing recipe, which
 its provenance tells; what it came to, and why, is in experiments/latents. What the later legs came
 to is in experiments/shipped.
@@ -24,7 +27,7 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny
 
-SIZES = ("plain", "aspects", "large", "prompted")
+SIZES = ("plain", "aspects", "large", "prompted", "tasks")
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
 )  # fmt: skip
@@ -67,7 +70,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     w.seed = 2
     c.optimizer.lr = 2e-3
     d.rows, d.row_len, d.too_long = 4, 512, "skip"
-  if size == "prompted":
+  if size in ("prompted", "tasks"):
     w.levels = (1, 3)
     w.motions = ("constant",) * 12 + ("bounce", "gravity", "morph") * 2 + ("cut",)
     w.styles = ("plain",) * 9 + ("outline", "hatched", "night")
@@ -81,4 +84,11 @@ def get_config(arg: str = "plain") -> ConfigDict:
     d.prompts.on, d.max_slots = True, 24
     for name in ("first", "head", "tail", "ends", "both", "keyframes", "random", "boxes"):
       d.prompts[name] = round(2 / 3 * d.prompts[name], 3)  # text alone is what falls first
+  if size == "tasks":
+    w.motions = ("constant",) * 10 + ("bounce", "gravity") * 4 + ("morph", "cut") * 2
+    w.image_fraction = 0.15
+    w.seed = 7
+    d.caption_shots = 0.3
+    shares = {"first": 0.12, "head": 0.25, "tail": 0.08, "ends": 0.06, "both": 0.12}
+    d.prompts.update(shares | {"keyframes": 0.06, "random": 0.03, "boxes": 0.04})
   return base.smoke(c) if smoke else c

@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = {
   "tiny": ("", "smoke"),
   "tiny_clips": ("", "smoke"),
-  "shipped": ("plain", "aspects", "large", "prompted", "plain,smoke", "prompted,smoke"),
+  "shipped": ("plain", "aspects", "large", "prompted", "tasks", "plain,smoke", "tasks,smoke"),
   "vae": (*vae_lib.SIZES, "tiny_second") + tuple(f"{s},smoke" for s in vae_lib.SIZES),
   "dit": (*dit_lib.SIZES,) + tuple(f"{s},smoke" for s in dit_lib.SIZES),
 }
@@ -110,7 +110,7 @@ def test_the_transformers_that_configs_build_have_their_parameters(size):
   assert count == pytest.approx(1e6 * MILLIONS[size], rel=0.01)
 
 
-@pytest.mark.parametrize("leg", ["aspects", "large", "prompted"])
+@pytest.mark.parametrize("leg", ["aspects", "large", "prompted", "tasks"])
 def test_legs_of_the_shipped_transformer_train_one_model_on_rows_that_fit(leg, tmp_path):
   first, later = config_of("shipped", "plain").to_dict(), config_of("shipped", leg).to_dict()
   assert first["model"] == later["model"] and first["text"] == later["text"]

@@ -60,6 +60,8 @@ def config_of(name, vae_file=None, **changes):
   c.evaluation.prompts, c.evaluation.steps = 3, 2
   if vae_file is not None:
     c.vae.weights = str(vae_file)
+  if name == "vae":
+    w.sizes, w.image_fraction = c.vae.sizes, 0.0  # every shape is compiled for the figures
   for name, value in changes.items():
     section, key = name.split("__")
     c[section][key] = value

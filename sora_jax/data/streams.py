@@ -7,6 +7,7 @@ same on any number of workers and hosts.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,14 @@ from sora_jax.shapes import PAD_SEGMENT, Patch
 
 _PLAN, _CELLS, _PROMPT = 0, 1, 2
 """Purposes of a visit's random numbers: caption and rate; which tokens stay; what is known."""
+_LISTED = 1024
+"""Sets of fewer clips have their order listed: `index_shuffle` tries 2^16 / n numbers for each."""
+
+
+@functools.lru_cache(maxsize=64)
+def _listed_order(n: int, seed: int) -> np.ndarray:
+  """[n] a shuffled order."""
+  return np.random.default_rng(seed).permutation(n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +52,11 @@ class StreamPlan:
     epoch, place = divmod(visit, len(self.indices))
     if self.config.shuffle and len(self.indices) > 1:
       seed = int(np.random.SeedSequence((self.config.seed, epoch)).generate_state(1)[0])
-      place = index_shuffle(place, max_index=len(self.indices) - 1, seed=seed, rounds=4)
+      n = len(self.indices)
+      if n < _LISTED:
+        place = _listed_order(n, seed)[place]
+      else:
+        place = index_shuffle(place, max_index=n - 1, seed=seed, rounds=4)
     return int(self.indices[place])
 
   def choose(self, visit: int) -> tuple[int, str | None, np.random.Generator]:

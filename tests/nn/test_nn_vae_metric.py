@@ -36,9 +36,9 @@ def params():
 def exact_metric(tree, latent_BthwZ):
   """The mean of J^T J over cells, from whole Jacobians."""
   decode = lambda z: NETWORK.apply(task_lib.raw(NETWORK, tree), z, method="decode")  # noqa: E731
-  total = 0.0
+  derivative, total = jax.jit(jax.jacobian(decode)), 0.0
   for latent in latent_BthwZ:
-    jacobian = jax.jacobian(decode)(latent[None]).reshape(-1, *latent.shape)
+    jacobian = derivative(latent[None]).reshape(-1, *latent.shape)
     total += np.einsum("nthwa,nthwb->ab", jacobian, jacobian)
   return total / latent_BthwZ[..., 0].size
 

@@ -74,15 +74,15 @@ def task():
 @pytest.mark.parametrize("prediction", ["x", "v", "eps"])
 def test_loss_and_gradient_are_finite_and_reach_both_networks(prediction):
   task = make(diffusion=DiffusionConfig(prediction=prediction))
-  params = task.init(jax.random.key(0))
+  params = jax.jit(task.init)(jax.random.key(0))
   # The output layer starts at zero, and so does every gradient behind it: move it first.
   head = params["dit"]["head"]["linear"]
   head["kernel"] = head["kernel"] + 0.1
   cross = params["dit"]["blocks"]["cross"]["out"]
   cross["kernel"] = cross["kernel"] + 0.1
   batch = jax.tree.map(jax.numpy.asarray, next(task.batches()))
-  args = (params, batch, jax.random.key(1), jax.numpy.zeros(()), 1)
-  sums, grads = step_lib.accumulated_gradients(task.loss, *args)
+  gradients = jax.jit(lambda *args: step_lib.accumulated_gradients(task.loss, *args, 1))
+  sums, grads = gradients(params, batch, jax.random.key(1), jax.numpy.zeros(()))
   assert np.isfinite(float(sums["loss"].numerator)) and float(sums["loss"].denominator) > 0
   for name in ("dit", "text"):
     norms = [float(np.abs(g).max()) for g in jax.tree.leaves(grads[name])]
@@ -127,7 +127,7 @@ def test_the_network_is_told_what_is_known_and_half_the_prompts_are_noised():
 
 def test_the_loss_hears_of_the_prompt_and_of_every_frame_s_time():
   task, batch = prompted(noise=0.0)
-  params = task.init(jax.random.key(0))
+  params = jax.jit(task.init)(jax.random.key(0))
   head = params["dit"]["head"]["linear"]
   head["kernel"] = head["kernel"] + 0.1
   loss = jax.jit(
@@ -158,7 +158,8 @@ def test_the_loss_hears_which_text_a_latent_frame_reads_and_that_a_clip_has_one_
   task, batch = with_shots()
   rng = np.random.default_rng(0)  # a new network is deaf to text: its last layers are 0
   params = jax.tree.map(
-    lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), task.init(jax.random.key(0))
+    lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32),
+    jax.jit(task.init)(jax.random.key(0)),
   )
   loss = jax.jit(
     lambda b: task.loss(params, b, jax.random.key(1), jax.numpy.zeros(()))[0].numerator
@@ -238,7 +239,7 @@ def test_learns_its_clips(tmp_path):
 
 
 def test_export_writes_a_model_folder_and_starts_another_leg(tmp_path, task):
-  params = task.init(jax.random.key(3))
+  params = jax.jit(task.init)(jax.random.key(3))
   task.export(params, tmp_path / "model", {"seed": 3})
   networks = folder.read(tmp_path / "model")
   assert networks["dit"].config["diffusion"]["prediction"] == "x"
@@ -249,7 +250,7 @@ def test_export_writes_a_model_folder_and_starts_another_leg(tmp_path, task):
 
 
 def test_a_leg_can_start_from_weights_that_lack_a_part(tmp_path, task):
-  params = task.init(jax.random.key(3))
+  params = jax.jit(task.init)(jax.random.key(3))
   task.export(params, tmp_path / "model", {"seed": 3})
   wider = DiT(dataclasses.replace(task.dit.config, head_width=8))
   with pytest.raises(ValueError, match="head/down/kernel: missing"):
@@ -266,7 +267,7 @@ def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path):
     shift_reference=2.0, shift_space=0.4, shift_frames=0.1, shift_high=9.0
   )  # fmt: skip
   task = make(diffusion=config)
-  task.export(task.init(jax.random.key(3)), tmp_path / "model", {})
+  task.export(jax.jit(task.init)(jax.random.key(3)), tmp_path / "model", {})
   found = folder.read(tmp_path / "model")["dit"].config["diffusion"]
   shift = {n.removeprefix("shift_"): v for n, v in found.items() if n.startswith("shift_")}
   assert times.ShiftConfig(**shift) == config.shift_config

@@ -5,7 +5,7 @@
   python -m sora_jax.generate extend --video=A --forward=N --backward=M
   python -m sora_jax.generate loop [--video=A] --frames=N
   python -m sora_jax.generate connect --start=A --end=B --frames=N [--strength=S]
-  python -m sora_jax.generate edit --video=A --strength=S
+  python -m sora_jax.generate edit --video=A [--strength=S]
   python -m sora_jax.generate inpaint --video=A --mask=M
   python -m sora_jax.generate outpaint --video=A --size=WxH
   python -m sora_jax.generate interpolate --video=A --factor=K
@@ -45,7 +45,9 @@ OUT = flags.DEFINE_string("out", None, "File to write: .mp4, .mkv (lossless), .g
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
 DRAFT = flags.DEFINE_boolean("draft", False, "Half the size, half the steps.")
 FROM = flags.DEFINE_string("from", None, "A draft whose content is made at full size.")
-STRENGTH = flags.DEFINE_float("strength", 0.6, "How freely what is given is followed, 1 = not.")
+STRENGTH = flags.DEFINE_float(
+  "strength", None, "How freely what is given is followed, 1 = not; by default the verb's."
+)
 IMAGE = flags.DEFINE_string("image", None, "animate: a picture.")
 AT = flags.DEFINE_integer("at", 0, "animate: the frame that the picture is.")
 VIDEO = flags.DEFINE_string("video", None, "A clip: any video, animation or picture.")
@@ -109,7 +111,8 @@ def check_flags(verb: str) -> None:
     if not flags.FLAGS[name].value and not (verb == "loop" and (PROMPT.value or SCRIPT.value)):
       text = ", or --prompt alone" if verb == "loop" else ""
       raise ValueError(f"--{name} is missing; {verb} needs a file there{text}")
-  if not 0 <= STRENGTH.value <= 1 or (FROM.value and not STRENGTH.value):
+  strength = 1.0 if STRENGTH.value is None else STRENGTH.value
+  if not 0 <= strength <= 1 or (FROM.value and not strength):
     raise ValueError(f"--strength={STRENGTH.value}; it must lie between 0 and 1 (--from: above 0)")
   if STEPS.value is not None and STEPS.value < 1:
     raise ValueError(f"--steps={STEPS.value}; a sample needs at least 1 solver step")
@@ -183,7 +186,7 @@ def read_given(verb: str) -> dict:
   if verb == "inpaint":
     given["mask"] = given["mask"].mean(-1) > 127
   for name, verbs in VALUES.items():
-    if verb in verbs and (verb != "connect" or flags.FLAGS[name].present):  # its own default is 1
+    if verb in verbs and flags.FLAGS[name].value is not None:
       given[name] = flags.FLAGS[name].value
   if verb in DEFAULT_FRAMES:
     length = sum(len(found.video_THWC) for found in files.values())
@@ -276,7 +279,8 @@ def from_text(verb: str) -> list[pathlib.Path]:
     arguments["from_draft"] = [draft] * len(paths)
   videos = model.generate(
     **arguments, fps=fps, steps=STEPS.value, guidance=GUIDANCE.value, solver=SOLVER.value,
-    draft=DRAFT.value, strength=STRENGTH.value, positions=POSITIONS.value, progress=say,
+    draft=DRAFT.value, positions=POSITIONS.value, progress=say,
+    **({} if STRENGTH.value is None else {"strength": STRENGTH.value}),
   )  # fmt: skip
   for path, video in zip(paths, videos):
     writing.write_video(path, video, fps)

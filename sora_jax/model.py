@@ -33,7 +33,7 @@ Progress = Callable[[str], None]
 
 DRAFT_SCALE = 2
 """A draft has half the width and height and half the solver steps."""
-DRAFT_STRENGTH = 0.6
+DRAFT_STRENGTH = 0.2
 """Time to which a draft is noised before it is made at full size."""
 
 

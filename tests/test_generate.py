@@ -103,6 +103,7 @@ def media(tmp_path_factory):
     ("connect", {"start": "a", "end": "b", "frames": [9], "strength": 0.5}, 9, {6: ("b", 0)}),
     ("interpolate", {"video": "b", "factor": 3}, 7, {0: ("b", 0), 3: ("b", 1), 6: ("b", 2)}),
     ("edit", {"video": "a", "strength": 0.5}, 5, {}),
+    ("edit", {"video": "a"}, 5, {}),
     ("inpaint", {"video": "a", "mask": "mask"}, 5, {}),
     ("outpaint", {"video": "a", "size": ["20x8"]}, 5, {}),
   ],

@@ -11,7 +11,7 @@ import sora_jax
 import sora_jax.weights
 from sora_jax.data import transforms
 from sora_jax.data.world import World, WorldConfig
-from sora_jax.evaluation import release
+from sora_jax.evaluation import detectors, release
 from sora_jax.nn import vae
 from sora_jax.tasks import build
 from sora_jax.weights import store
@@ -102,7 +102,7 @@ def perfect(wanted, **arguments):
 
 def test_check_of_a_perfect_model_finds_everything_right():
   found = release.dit_check(perfect)
-  assert [found[name] for name in ("color", "shape", "direction", "prompts")] == [8] * 4
+  assert [found[name] for name in (*release.ATTRIBUTES, "prompts")] == [8] * 5
   assert len(found["level"]) == 8
 
 
@@ -141,3 +141,22 @@ def test_differences_are_named_beyond_what_machines_do(change, named):
 
 def test_a_network_that_was_not_measured_is_a_difference():
   assert release.differences({}, {"vae": {"psnr_level1": 34.0}}) != []
+
+
+def test_a_draft_keeps_place_and_size_when_made_at_full_size(folder):
+  if not (folder / "dit.safetensors").is_file():
+    pytest.skip(f"{folder.name} has no transformer")
+  model, size = sora_jax.load(str(folder)), (96, 64)
+  prompts = [
+    "a red circle moves right over a black background",
+    "a blue square moves up over a cream background",
+  ]
+  drafts = model.generate(prompts, size, 9, steps=12, draft=True)
+  videos = model.generate(prompts, size, 9, steps=12, from_draft=drafts)
+  for draft, video in zip(drafts, videos, strict=True):
+    before = detectors.detect(transforms.resize(draft, size))
+    after = detectors.detect(video)
+    moved_T = np.linalg.norm(before.centroid_T2 - after.centroid_T2, axis=1)
+    assert before.present_T.all() and after.present_T.all()
+    assert moved_T.mean() < 0.1, "in short sides"
+    assert abs(after.area_T.mean() / before.area_T.mean() - 1) < 0.25

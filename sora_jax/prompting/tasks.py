@@ -20,6 +20,8 @@ Video = UInt8[np.ndarray, "_ _ _ 3"]
 
 CONTEXT = 9
 """Frames of a longer clip that the model is shown on each side of what it makes."""
+EDIT = 0.6
+"""Time to which `edit` noises a clip by default: motion and layout stay, what it shows may change."""
 BLEND = 1.0
 """Time to which the cross-fade between connected clips is noised; 1 = nothing is left of it."""
 GUARD = 5
@@ -106,7 +108,9 @@ def loop(video: Video, prompt: Prompt, size: Size | None, frames: int, fps: floa
   return dataclasses.replace(known, before_THWC=before, keep=inside)
 
 
-def edit(video: Video, prompt: Prompt, size: Size | None, fps: float, strength: float) -> Timeline:
+def edit(
+  video: Video, prompt: Prompt, size: Size | None, fps: float, strength: float = EDIT
+) -> Timeline:
   """SDEdit (arXiv 2108.01073): a clip noised to time `strength` and denoised under a new prompt."""
   video = fitted(video, size)
   empty = timeline.blank(prompt, len(video), size_of(video), fps)

@@ -76,8 +76,8 @@ class Verbs:
     return self.make(tasks.loop(video, prompt, size, frames, self._fps(fps)), **how)
 
   def edit(
-    self, video: np.ndarray, prompt: Prompt, strength: float, size: Size | None = None,
-    fps: float | None = None, **how: Any,
+    self, video: np.ndarray, prompt: Prompt, strength: float = tasks.EDIT,
+    size: Size | None = None, fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip made again under a new prompt, the more freely the greater `strength`; see `make`."""
     size = self._size(video, len(video), size)

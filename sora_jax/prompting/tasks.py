@@ -21,7 +21,7 @@ Video = UInt8[np.ndarray, "_ _ _ 3"]
 CONTEXT = 9
 """Frames of a longer clip that the model is shown on each side of what it makes."""
 EDIT = 0.6
-"""Time to which `edit` noises a clip by default: motion and layout stay, what it shows may change."""
+"""Time to which `edit` noises a clip by default: motion and layout stay, the rest may change."""
 BLEND = 1.0
 """Time to which the cross-fade between connected clips is noised; 1 = nothing is left of it."""
 GUARD = 5

@@ -17,9 +17,9 @@ objects bounce or fall; more stills. large: all styles, motions and levels as we
 tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts and
 morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the same, most of it
 prompted, more of it with objects that bounce or fall, fewer stills, and some captions by shot.
-The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour and
-prompted three times, as its provenance tells; what it came to is in experiments/shipped, why aspects
-changed in experiments/latents.
+The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour
+and prompted three times, as its provenance tells; what it came to is in experiments/shipped, why
+aspects changed in experiments/latents.
 Hardware: 2 CPU cores, hours. `smoke` takes a minute.
 """
 

@@ -16,7 +16,7 @@ many stills. aspects: the sizes that it is asked for beside the small ones, up t
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
 tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts and
 morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the same, most of it
-prompted, more of it with objects that bounce or fall, fewer stills, and some captions by shot.
+prompted, more that bounces, falls or is cut, fewer stills, and some captions by shot.
 The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour
 and prompted three times, as its provenance tells; what it came to is in experiments/shipped, why
 aspects changed in experiments/latents.
@@ -85,10 +85,10 @@ def get_config(arg: str = "plain") -> ConfigDict:
     for name in ("first", "head", "tail", "ends", "both", "keyframes", "random", "boxes"):
       d.prompts[name] = round(2 / 3 * d.prompts[name], 3)  # text alone is what falls first
   if size == "tasks":
-    w.motions = ("constant",) * 10 + ("bounce", "gravity") * 4 + ("morph", "cut") * 2
+    w.motions = ("constant",) * 8 + ("bounce", "gravity", "cut") * 4 + ("morph",) * 3
     w.image_fraction = 0.15
     w.seed = 7
     d.caption_shots = 0.3
-    shares = {"first": 0.12, "head": 0.25, "tail": 0.08, "ends": 0.06, "both": 0.12}
+    shares = {"first": 0.1, "head": 0.2, "tail": 0.08, "ends": 0.06, "both": 0.1}
     d.prompts.update(shares | {"keyframes": 0.06, "random": 0.03, "boxes": 0.04})
   return base.smoke(c) if smoke else c

@@ -203,6 +203,15 @@ class Script:
     """The prompts with the frames at which they take over, see `timeline.blank`."""
     return [(math.ceil(seconds * fps - 1e-9), text) for seconds, text in self.parts]
 
+  def between(self, start: int, stop: int, fps: float | int) -> list[tuple[int, str]]:
+    """The prompts of the frames [start, stop), with their frames counted from `start`.
+
+    Of prompts that take over at the same frame, the last holds.
+    """
+    found = {0: self.at(start / fps)}
+    found |= {frame - start: text for frame, text in self.frames(fps) if start < frame < stop}
+    return list(found.items())
+
 
 def script_of(prompt: str | Sequence[tuple[float | int, str]]) -> Script:
   """One prompt for all, or pairs (seconds, prompt), as a script.  Raises: ValueError."""
@@ -345,10 +354,10 @@ class Film:
     return chunks
 
   def _line(self, level: Level, window: Window, held: dict) -> Timeline:
-    """The timeline of a window; the one place that says what text it is made from."""
-    prompt = self.script.at(window.made[0] * level.stride / self.plan.fps)
-    rate = self.plan.fps / level.stride
-    line = timeline.blank(prompt, self.plan.window, self.size, rate)
+    """The timeline of a window; each of its frames has the text in force."""
+    rate, frames = self.plan.fps / level.stride, self.plan.window
+    prompts = self.script.between(window.start, window.start + frames, rate)
+    line = timeline.blank(prompts, frames, self.size, rate)
     for frame in window.known:
       line.pixels_THWC[frame - window.start] = held[frame]
       line.known_THW[frame - window.start] = True

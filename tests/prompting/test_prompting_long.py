@@ -28,7 +28,7 @@ def number(frame_HWC):
   return int(frame_HWC[0, 0] @ [1, 256, 65536])
 
 
-Told = collections.namedtuple("Told", "prompt fps shape")
+Told = collections.namedtuple("Told", "prompt later fps shape")
 
 
 class Oracle:
@@ -39,7 +39,7 @@ class Oracle:
 
   def __call__(self, lines, seeds):
     self.calls.append(len(lines))
-    self.lines += [Told(line.prompt, line.fps, line.known_THW.shape) for line in lines]
+    self.lines += [Told(x.prompt, x.later, x.fps, x.known_THW.shape) for x in lines]
     self.seeds += seeds
     return [self.fill(line) for line in lines]
 
@@ -149,7 +149,7 @@ def test_what_is_held_does_not_grow_with_the_video():
   assert peaks[1] < 1.1 * peaks[0] < 3 * 2 * 4 * W, peaks  # frames; 3 levels, 4 windows together
 
 
-def test_each_window_takes_the_prompt_in_force_where_it_begins_to_make(tmp_path):
+def test_each_frame_of_a_window_has_the_prompt_in_force(tmp_path):
   path = tmp_path / "script.txt"
   path.write_text("# what happens\n0 a\n\n  2\tb c  \n4 d\n")
   script = long.read_script(path)
@@ -160,7 +160,10 @@ def test_each_window_takes_the_prompt_in_force_where_it_begins_to_make(tmp_path)
   list(made.chunks())
   starts = [w.made[0] / 8 for w in made.plan.levels[0].windows]
   assert starts == [0.0, 2.125, 3.625, 5.125, 6.625]
-  assert [line.prompt for line in oracle.lines] == ["a", "b c", "b c", "d", "d"]
+  assert [(line.prompt, line.later) for line in oracle.lines] == [
+    ("a", ((16, "b c"),)), ("a", ((4, "b c"),)), ("b c", ((8, "d"),)), ("d", ()), ("d", ()),
+  ]  # fmt: skip
+  assert script.between(0, 17, 0.25) == [(0, "a"), (1, "d")]  # "b c" and "d" begin in one frame
   with pytest.raises(ValueError, match="a prompt at 4 s, but the video ends at 4 s; .* than 32"):
     long.Film(long.plan(32, 8.0), script, SIZE, 0, oracle)
 

@@ -117,8 +117,8 @@ class Verbs:
 
     All windows have one shape, so one program is compiled (two if image_guidance is not 1, which
     means nothing in the first window).
-    Args: prompt: text, or pairs (seconds, text), the first at 0: each window is made from the text
-      in force at the first frame that it makes.  window: frames of one call, as in training.
+    Args: prompt: text, or pairs (seconds, text), the first at 0: each frame has the text in force.
+      window: frames of one call, as in training.
       context: frames that a window knows of the one before.  ratio, least_fps: of key frames, see
       `long.plan`.  batch: most windows of key frames sampled together: as many of these as the row
       of one holds.  kept: finished windows by (level, index), for example {}, so that a second

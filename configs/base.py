@@ -77,7 +77,7 @@ def prompts() -> ConfigDict:
   c = ConfigDict()
   c.on = False  # False: text alone
   c.first = 0.15  # of videos: the first frame is known
-  c.head = 0.10  # the first whole latents
+  c.head = 0.10  # the first whole latents, two to two thirds of them
   c.tail = 0.07  # the last frames
   c.ends = 0.06  # the first and the last frame
   c.both = 0.06  # frames at both ends

@@ -86,9 +86,11 @@ def get_config(arg: str = "plain") -> ConfigDict:
       d.prompts[name] = round(2 / 3 * d.prompts[name], 3)  # text alone is what falls first
   if size == "tasks":
     w.motions = ("constant",) * 8 + ("bounce", "gravity", "cut") * 4 + ("morph",) * 3
+    w.sizes = 4 * SMALL[:1] + 2 * ASPECTS + ((96, 64), (64, 96))  # small ones: more motions seen
     w.image_fraction = 0.15
+    w.num_clips = 12288
     w.seed = 7
     d.caption_shots = 0.3
-    shares = {"first": 0.1, "head": 0.2, "tail": 0.08, "ends": 0.06, "both": 0.1}
-    d.prompts.update(shares | {"keyframes": 0.06, "random": 0.03, "boxes": 0.04})
+    shares = {"first": 0.08, "head": 0.3, "tail": 0.14, "ends": 0.04, "both": 0.12}
+    d.prompts.update(shares | {"keyframes": 0.06, "random": 0.02, "boxes": 0.05})
   return base.smoke(c) if smoke else c

@@ -25,9 +25,10 @@ class PromptMix:
   """Shares of the kinds among videos; what they leave of 1 is text alone.
 
   Attributes:
-    first: the first frame.  head: the first whole latents, at most half.
-    tail: the last k frames.  ends: the first and the last.  both: the first k and the last l, l
-      sometimes 0.  keyframes: every m-th.  random: any.  boxes: a region of all frames.
+    first: the first frame.  head: the first whole latents, from two on: one frame tells a place, a
+      second latent how fast things move.  tail: the last k frames.  ends: the first and the last.
+    both: the first k and the last l, l sometimes 0.
+    keyframes: every m-th.  random: any.  boxes: a region of all frames.
     pictures: share of boxes among pictures.
     dropout: share of visits whose prompt is left out, for guidance; text is left out on its own.
     variants: V, encoded for each clip.
@@ -93,18 +94,18 @@ KINDS = (*PREFIX_KINDS, *VARIANT_KINDS)
 
 def frames_known(kind: str, frames: int, rng: np.random.Generator) -> Bool[np.ndarray, "T"]:
   """Which frames a variant of a kind knows; at least one is known and one is not."""
-  known_T, half = np.zeros(frames, bool), max(1, frames // 2)
+  known_T, most = np.zeros(frames, bool), max(1, 2 * frames // 3)
   if kind == "tail":
-    known_T[-int(rng.integers(1, half + 1)) :] = True
+    known_T[-int(rng.integers(1, most + 1)) :] = True
   elif kind == "ends":
     known_T[[0, -1]] = True
   elif kind == "both":
-    start, end = int(rng.integers(1, half + 1)), int(rng.integers(1, max(2, frames // 3 + 1)))
+    start, end = int(rng.integers(1, most + 1)), int(rng.integers(1, max(2, frames // 3 + 1)))
     known_T[:start] = True
     if rng.random() < 0.75 and start + end < frames:
       known_T[-end:] = True
   elif kind == "keyframes":
-    known_T[:: int(rng.integers(2, half + 2))] = True
+    known_T[:: int(rng.integers(2, max(1, frames // 2) + 2))] = True
   else:
     known_T[:] = rng.random(frames) < rng.random()
     known_T[rng.integers(frames)] = True
@@ -133,9 +134,12 @@ def box(cells: tuple[int, int], rng: np.random.Generator) -> Bool[np.ndarray, "h
 def prefix_mask(
   kind: str, grid: tuple[int, int, int], frames_per_latent: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "t h w F"]:
-  """The cell mask of a kind that is known in whole latents from the first on."""
+  """The cell mask of a kind that is known in whole latents from the first on: of "head" two to two
+  thirds of them, of two latents one."""
   mask = np.zeros((*grid, frames_per_latent), np.uint8)
-  mask[: 1 if kind == "first" else int(rng.integers(1, max(1, grid[0] // 2) + 1))] = 1
+  least = min(2, grid[0] - 1)
+  most = max(least, 2 * grid[0] // 3)
+  mask[: 1 if kind == "first" else int(rng.integers(least, most + 1))] = 1
   return mask
 
 

@@ -41,6 +41,7 @@ def test_each_kind_knows_some_frames_and_not_all(kind, frames):
   assert len({known.tobytes() for known in seen}) > (1 if kind != "ends" else 0)
   if kind == "tail":
     assert all(known[-1] and not known[0] for known in seen)
+    assert max(known.sum() for known in seen) == 2 * frames // 3
   if kind in ("ends", "both"):
     assert all(known[0] for known in seen) and any(known[-1] for known in seen)
   if kind == "keyframes":
@@ -65,10 +66,9 @@ def test_masks_are_whole_first_latents_or_frames_without_those_that_pad():
   rng = np.random.default_rng(3)
   first = prompt_mix.prefix_mask("first", (3, 2, 2), F, rng)
   assert first[0].all() and not first[1:].any()
-  lengths = {
-    int(prompt_mix.prefix_mask("head", (5, 2, 2), F, rng).any((1, 2, 3)).sum()) for _ in range(50)
-  }
-  assert lengths == {1, 2}
+  for latents, lengths in ((2, {1}), (3, {2}), (5, {2, 3}), (7, {2, 3, 4})):  # 2 tell a motion
+    heads = [prompt_mix.prefix_mask("head", (latents, 2, 2), F, rng) for _ in range(80)]
+    assert {int(mask.any((1, 2, 3)).sum()) for mask in heads} == lengths, latents
   known = np.zeros((8, 2, 3), bool)
   known[-1] = True
   mask = prompt_mix.variant_mask(known, 3, F)

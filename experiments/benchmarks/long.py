@@ -6,6 +6,7 @@ Held-out prompts of objects that bounce. For each quarter of each video: shares 
 colour, shape, background, and that there is one object are read as the prompt says, off that second
 alone; how often per second an object appears or is lost beside or instead of the one (the world of
 these prompts has no cause for either); and how far the background's colour is from the asked one.
+Where windows meet: the step between frames in units of the video's median, and in brightness.
 Memory: the most bytes of live arrays on the device while the first 4 seconds and while the whole
 are made, programs compiled after each, and the process's peak. Prints one JSON object as its last
 line; writes it as long.json, with long.png (a frame every 4 seconds) and the videos as .mp4.
@@ -24,7 +25,7 @@ from absl import app, flags
 from sora_jax import model as model_lib
 from sora_jax.data import writing
 from sora_jax.data.world import WorldConfig, prompts, vocabulary
-from sora_jax.evaluation import detectors, release, reports
+from sora_jax.evaluation import detectors, release, reports, seams
 
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
 VIDEOS = flags.DEFINE_integer("videos", 8, "Prompts, one video each.")
@@ -53,18 +54,20 @@ class Memory:
 
 
 def made(model, prompt, size, seed):
-  """One long video, and the most live bytes of its first seconds and of all of it."""
-  chunks, frames, memory, first = [], 0, Memory(), 0
+  """One long video, the frames at which its windows begin, and the most live bytes of its first
+  seconds and of all of it."""
+  chunks, frames, memory, first, begins = [], 0, Memory(), 0, []
   how = {"steps": STEPS.value, "guidance": GUIDANCE.value, "context_noise": CONTEXT_NOISE.value}
   for chunk_THWC in model.long(
     prompt, SECONDS.value * FPS, size, float(FPS), seed, image_guidance=IMAGE_GUIDANCE.value, **how
   ):
     chunks.append(chunk_THWC)
+    begins.append(frames)
     frames += len(chunk_THWC)
     most = memory.look()
     if frames <= SHORT_SECONDS * FPS:
       first = most
-  return np.concatenate(chunks), first, memory.most
+  return np.concatenate(chunks), begins[1:], first, memory.most
 
 
 def judged(video, truth):
@@ -78,6 +81,12 @@ def judged(video, truth):
   return scores, count_T, np.linalg.norm(np.array(border) - asked_3, axis=1)
 
 
+def joints(video, begins):
+  """[(step, brightness)] where windows meet, steps in units of the video's median."""
+  unit = float(np.median(seams.steps(video)))
+  return [(seams.jump(video, at, unit), seams.brightness_step(video, at)) for at in begins]
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
@@ -89,9 +98,10 @@ def main(argv):
   pairs = prompts(world, VIDEOS.value, size=size, frames=17)
   quarters = [{"scores": [], "born": 0, "lost": 0, "away": []} for _ in range(4)]
   figures = {"model": MODEL.value, "videos": VIDEOS.value, "seconds": SECONDS.value}
-  shown, memory = [], {}
+  shown, memory, met = [], {}, []
   for i, (prompt, truth) in enumerate(pairs):
-    video, first, most = made(model, prompt, size, i)
+    video, begins, first, most = made(model, prompt, size, i)
+    met += joints(video, begins)
     if not memory:
       memory = {"live_bytes_first_4_s": first, "live_bytes": most}
       memory["programs"] = model.sampler.programs
@@ -112,6 +122,12 @@ def main(argv):
       }
       for quarter in quarters
     ]  # fmt: skip
+    jump, bright = np.array(met).T
+    figures["seams"] = {
+      "seams": len(met), "jump": float(np.median(jump)), "brightness": float(np.median(bright)),
+      "jump_0.5_to_1.5": float(((jump >= 0.5) & (jump <= 1.5)).mean()),
+      "brightness_within_0.01": float((bright <= 0.01).mean()),
+    }  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     figures["memory"] = memory | {"process_peak_mib": round(peak), "all": model.sampler.programs}
     figures["run_seconds"] = round(time.perf_counter() - began, 1)

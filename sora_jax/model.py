@@ -279,7 +279,7 @@ class Model(verbs.Verbs):
     known_THW = transforms.pad_size(known_THW[..., None], multiple)[..., 0]
     mask_thwF = known.cell_mask(known_THW, self._f_t, self._f_s)
     t, h, w, _ = mask_thwF.shape
-    cells = canvas = start = None
+    cells = canvas = exact = start = None
     if mask_thwF.any():
       if not self.prompted:
         raise ValueError(
@@ -288,6 +288,7 @@ class Model(verbs.Verbs):
         )
       shown = known.blanked(transforms.to_float(pixels), mask_thwF, self._f_s)
       latent_thwZ = self._encode_float(shown)
+      exact = latent_thwZ[: known.exact_frames(mask_thwF, p.t)]
       if context_noise:
         draw_thwZ = np.random.default_rng([seed, sample]).standard_normal(latent_thwZ.shape)
         draw_thwZ, time = jnp.asarray(draw_thwZ, jnp.float32), jnp.float32(context_noise)
@@ -302,7 +303,7 @@ class Model(verbs.Verbs):
       "\n".join([line.prompt, *(text for _, text in line.later)]), texts[0][1],
       Grid(t // p.t, h // p.h, w // p.w), 0.0 if line.frames == 1 else float(line.fps),
       seed, sample, guidance, start, 1.0 if start is None else line.strength or 1.0, cells,
-      canvas, image_guidance, tuple({k: (k, ids) for k, ids in texts if k}.values()),
+      canvas, image_guidance, tuple({k: (k, ids) for k, ids in texts if k}.values()), exact,
     )  # fmt: skip
 
   def _request(self, order: Order, strength: float) -> Request:

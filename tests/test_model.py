@@ -215,9 +215,25 @@ def test_what_is_known_reaches_the_network_at_its_place(model):
   made = [model.make(line, seed=0, guidance=1.0)]
   for other in (clip(5, seed=3), None):
     changed = line if other is None else tasks.extend(other, PROMPT, None, 8.0, forward=4)
-    scale = 3.0 if other is None else 1.0
+    scale = 30.0 if other is None else 1.0
     made.append(model.make(changed, seed=0, guidance=1.0, image_guidance=scale))
   assert all((made[0][5:] != other[5:]).any() for other in made[1:])
+
+
+def test_first_latents_known_wholly_are_not_left_to_the_network(model):
+  whole = tasks.extend(clip(5), PROMPT, None, 8.0, forward=4)
+  for line, count in (
+    (whole, 3), (tasks.extend(clip(4), PROMPT, None, 8.0, forward=5), 2),
+    (tasks.extend(clip(5), PROMPT, None, 8.0, backward=4), 0),
+    (tasks.outpaint(clip(5), PROMPT, (16, 8), 8.0), 0),
+  ):  # fmt: skip
+    request = model._prompted(line, 0, 0, 1.0, 1.0, 0.2)  # noise on what is shown changes nothing
+    assert len(request.exact) == count
+    if count:
+      np.testing.assert_allclose(request.exact, model.encode(clip(5))[:count], atol=1e-4)
+  method = model._method(None, 3, "none")
+  made = model.sampler(model._params, [model._prompted(whole, 0, 0, 3.0, 2.0, 0.2)], method)[0]
+  np.testing.assert_allclose(made[:3], model.encode(clip(5)), atol=1e-4)
 
 
 def test_what_is_known_is_noised_for_the_network_alone(model):

@@ -151,6 +151,12 @@ def connect(make):
       names = [detectors.detect(frame[None]).color for frame in video]
       found["identity_changes"] = float(seams.changes(names))
       found["changes_once"] = float(seams.changes(names) == 1)
+    # From black to cream in so few frames every step is above 1 %: only what an even way would not
+    # have counts.
+    level_T = video.astype(np.float32).mean((1, 2, 3)) / 255
+    even = abs(level_T[-5] - level_T[4]) / (len(video) - 9)
+    beyond = [seams.brightness_step(video, k) - even for k in (5, len(video) - 5)]
+    found["brightness_beyond_even"] = float(max(0.0, *beyond))
     source = np.concatenate([starts[i].video_THWC, starts[i].video_THWC[-1:]])[:5]
     return found | ground.seam_figures(lines[i], video, source)
 

@@ -62,6 +62,15 @@ def blanked(
   return np.where(pixel_mask(mask_thwF, cell)[..., None], video_THWC, np.float32(0))
 
 
+def exact_frames(mask_thwF: UInt8[np.ndarray, "t h w F"], multiple: int = 1) -> int:
+  """How many latent frames from the first on are known wholly; rounded down to a multiple.
+
+  A causal autoencoder's latents of these are those of every video that begins so.
+  """
+  whole_t = mask_thwF.all((1, 2, 3))
+  return (len(whole_t) if whole_t.all() else int(whole_t.argmin())) // multiple * multiple
+
+
 def canvas(latent_thwZ: Array, mask_thwF: Array) -> Array:
   """The encoded canvas as the network reads it: 0 in cells without a known frame."""
   return latent_thwZ * (mask_thwF.max(-1) > 0)[..., None]

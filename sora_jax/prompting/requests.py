@@ -37,6 +37,9 @@ class Request:
     known: `[t, h, w, F]` in cells, 1 where a frame is known; None where nothing is.
     canvas: `[t, h, w, Z]`, latents of what is known; see `data.known`.
     image_guidance: strength for what is known, 1 = off.
+    exact: `[k, h, w, Z]` in cells, the first k latent frames as they will be: those of frames known
+      wholly, which a causal autoencoder encodes as it would in any video that begins so. They are
+      not left to the network. k is a multiple of the patch's frames.
   """
 
   text: str
@@ -52,6 +55,7 @@ class Request:
   canvas: np.ndarray | None = None
   image_guidance: float = 1.0
   later: tuple[tuple[int, tuple[int, ...]], ...] = ()
+  exact: np.ndarray | None = None
 
   def __post_init__(self):
     if (self.known is None) != (self.canvas is None):
@@ -169,8 +173,8 @@ def batches(
   Returns: (batch, indices of the requests of each row, in order of their segments). A batch has
     the tables of `ops.packing.place`; `text`, `text_segment`, `null_text`, `null_segment` [R, M];
     `slot_text` i32 [R, Q] if a prompt changes along the way; `key` u32 [R, S, 2] (data of the noise
-    keys); `guidance`, `image_guidance`, `start_time` f32 [R, S]; `start`, `canvas` f32 [R, L, P]
-    and `known` f32 [R, L, cells F].
+    keys); `guidance`, `image_guidance`, `start_time` f32 [R, S]; `start`, `canvas`, `exact` f32
+    [R, L, P], `known` f32 [R, L, cells F] and `is_exact` bool [R, L].
   """
   rows = assign(requests, shape)
   calls = []
@@ -191,8 +195,11 @@ def _batch(requests, group, shape, patch, channels, frames, null_ids) -> dict[st
   tables["key"] = np.zeros((R, S, 2), np.uint32)
   for name in ("guidance", "image_guidance", "start_time"):
     tables[name] = np.ones((R, S), np.float32)
-  for name, depth in (("start", channels), ("canvas", channels), ("known", frames)):
+  for name, depth in (
+    ("start", channels), ("canvas", channels), ("exact", channels), ("known", frames)
+  ):  # fmt: skip
     tables[name] = np.zeros((R, L, patch.t * patch.h * patch.w * depth), np.float32)
+  tables["is_exact"] = np.zeros((R, L), bool)
   if shape.slots is not None:
     tables["slot_text"] = np.zeros((R, shape.slots), np.int32)
   for r, row in enumerate(group):
@@ -212,6 +219,10 @@ def _batch(requests, group, shape, patch, channels, frames, null_ids) -> dict[st
       for name, cells in (("start", q.start_latent), ("canvas", q.canvas), ("known", q.known)):
         if cells is not None:
           tables[name][r, here] = patchify(np.asarray(cells, np.float32), patch)
+      if q.exact is not None and len(q.exact):
+        first = here & (tables["coord"][r, :, 0] < len(q.exact) // patch.t)
+        tables["exact"][r, first] = patchify(np.asarray(q.exact, np.float32), patch)
+        tables["is_exact"][r] |= first
   return tables
 
 

@@ -206,8 +206,10 @@ class Sampler:
       prediction_nLP = self._predict(
         params["dit"], tokens_nLP, time_nQ, predict_layout, text_RMU, *extra
       )
-      x0_nLP = process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
-      return x0_nLP if n == 1 else self._guide(x0_nLP, plain_JRQ[j], batch, layout, method)
+      x0_RLP = process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
+      if n > 1:
+        x0_RLP = self._guide(x0_RLP, plain_JRQ[j], batch, layout, method)
+      return jnp.where(jnp.asarray(batch["is_exact"])[..., None], batch["exact"], x0_RLP)
 
     start_RLP = process.add_noise(batch["start"], batch["noise"], time_JRL1[0])
     draw = functools.partial(self.noise, batch)

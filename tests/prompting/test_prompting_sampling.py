@@ -226,6 +226,18 @@ def test_what_is_known_is_seen_and_has_a_strength_of_its_own():
     dataclasses.replace(A, known=seen["known"])
 
 
+def test_frames_that_are_known_exactly_stay_and_the_others_go_on_from_them():
+  rng, run = np.random.default_rng(5), make_sampler()
+  exact = rng.standard_normal((1, 2, 10, Z)).astype("f")
+  held = dataclasses.replace(C, exact=exact)
+  free, other = run(params(), [C, A], METHOD)
+  out, beside = run(params(), [held, A], METHOD)
+  np.testing.assert_allclose(out[:1], exact, atol=1e-6)
+  assert np.abs(out[1:] - free[1:]).max() > 0.01 < np.abs(free[:1] - exact).max()
+  close(beside, other)
+  close(run(params(), [dataclasses.replace(C, exact=exact[:0])], METHOD)[0], free)
+
+
 def test_a_start_is_kept_the_more_the_earlier_its_time():
   run = make_sampler()
   start = np.random.default_rng(3).standard_normal((2, 4, 6, Z)).astype("f")

@@ -30,6 +30,15 @@ def test_every_bounce_clip_bounces():
       assert (np.sign(velocity) != np.sign(velocity[0])).any(), clip.truth
 
 
+def test_every_swing_turns_and_begins_in_its_direction():
+  for frames in (5, 9, 33):
+    for clip in clips("swing", frames=frames):
+      record = clip.truth["objects"][0]
+      along = np.array(record["velocity"]) @ vocabulary.DIRECTIONS[record["direction"]]
+      assert along[0] > 0 > along.min(), clip.truth
+      assert abs(along).max() < 1.21
+
+
 def test_the_first_two_objects_collide_and_change_their_ways():
   for clip in clips("collide", 40):
     truth = clip.truth

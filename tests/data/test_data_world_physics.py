@@ -47,6 +47,21 @@ def test_bounces_reflect_and_keep_the_speed():
   np.testing.assert_allclose(x[1], x[0], err_msg="a full round takes 2 width / speed")
 
 
+def test_a_swing_is_harmonic_and_comes_back_after_a_period():
+  position, velocity = simulator.swing((0.5, 0.4), (0.2, -0.1), 1.6, 0.3, TIMES)
+  square = (2 * math.pi / 1.6) ** 2
+  dt = TIMES[1] - TIMES[0]
+  change = np.diff(velocity, axis=0) / dt
+  middle = (position[1:] + position[:-1]) / 2
+  np.testing.assert_allclose(change, -square * (middle - [0.5, 0.4]), atol=square * dt**2)
+  again, speed = simulator.swing((0.5, 0.4), (0.2, -0.1), 1.6, 0.3, TIMES + 1.6)
+  np.testing.assert_allclose(again, position, atol=1e-12)
+  np.testing.assert_allclose(speed, velocity, atol=1e-12)
+  np.testing.assert_allclose(
+    position[0], np.array([0.5, 0.4]) + math.sin(0.3) * np.array([0.2, -0.1])
+  )
+
+
 def test_a_throw_is_a_parabola_until_the_floor_and_loses_speed_there():
   position, velocity = simulator.throw((0.4, 0.4), (0.3, -0.6), TIMES, BOX)
   landing = (0.6 + math.sqrt(0.36 + 4 * 0.45)) / 2.0  # y0 - .6 t + t^2 = floor
@@ -139,7 +154,7 @@ def test_a_clip_is_the_same_scene_at_any_resolution(motion):
     assert error.mean() < limit, (motion, error.mean())
 
 
-@pytest.mark.parametrize("motion", ["constant", "bounce", "gravity"])
+@pytest.mark.parametrize("motion", ["constant", "bounce", "gravity", "swing"])
 def test_a_lone_object_stays_whole_in_the_frame_and_matches_its_truth(motion):
   sizes = ((64, 36), (48, 36), (40, 40), (36, 48), (36, 64))
   world = World(WorldConfig(motions=(motion,), sizes=sizes, frames=(9, 33), num_clips=40))

@@ -45,6 +45,10 @@ def _gravity(truth, names):
   )
 
 
+def _swing(truth, names):
+  return f"{names[0]} swings {truth['objects'][0]['direction']} and back"
+
+
 def _collide(truth, names):
   return f"{listing(names)} collide"
 
@@ -111,7 +115,7 @@ def _game(truth, names):
 
 _SHORT = {
   "still": _still, "constant": _constant, "bounce": _bounce, "gravity": _gravity,
-  "collide": _collide, "occlude": _occlude, "leave": _leave,
+  "swing": _swing, "collide": _collide, "occlude": _occlude, "leave": _leave,
   "pan": _pan, "zoom": _zoom, "cut": _cut, "morph": _morph, "orbit": _orbit,
   "paint": _paint, "eat": _eat, "game": _game,
 }  # fmt: skip

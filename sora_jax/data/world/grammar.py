@@ -146,6 +146,10 @@ def _action(reader: _Reader) -> dict:
     first["direction"] = reader.direction()
     reader.expect("and falls")
     return {"motion": "gravity", "objects": objects}
+  if len(objects) == 1 and reader.accept("swings"):
+    first["direction"] = reader.direction()
+    reader.expect("and back")
+    return {"motion": "swing", "objects": objects}
   if len(objects) == 1 and reader.accept("moves"):
     first["direction"] = reader.direction()
     return _move(reader, objects)

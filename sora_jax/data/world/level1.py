@@ -1,4 +1,4 @@
-"""Level 1: one object, whole in the frame throughout; still, constant motion, bounce, gravity."""
+"""Level 1: one object, whole in the frame throughout; still, constant, bounce, gravity, swing."""
 
 import math
 
@@ -9,6 +9,7 @@ from sora_jax.data.world.scene import Actor, Brief, Scene, clip_truth, object_tr
 from sora_jax.data.world.vocabulary import DIRECTIONS
 
 SPEED = (0.4, 1.0)  # short sides per second, where the frame leaves room for it
+SWING = 1.2  # most of a swing's speed, short sides per second
 
 
 def compose(brief: Brief) -> Scene:
@@ -93,4 +94,19 @@ def _gravity(brief: Brief, box, direction):
   return simulator.throw(start_2, unit_2 * speed, brief.times_T, box)
 
 
-_PATHS = {"still": _still, "constant": _constant, "bounce": _bounce, "gravity": _gravity}
+def _swing(brief: Brief, box, direction):
+  """To and fro about a point, 8 frames or more a round; its first velocity has the direction."""
+  unit_2 = np.asarray(DIRECTIONS[direction])
+  room_2 = np.asarray([box[2] - box[0], box[3] - box[1]])
+  period = max(8 / brief.fps, brief.rng.uniform(0.6, 1.2) * brief.duration)
+  longest = min(r / abs(u) for r, u in zip(room_2, unit_2) if u)
+  reach = min(0.49 * longest, SWING * period / (2 * math.pi)) * brief.rng.uniform(0.6, 1.0)
+  margin_2 = reach * np.abs(unit_2)
+  center_2 = np.asarray(box[:2]) + margin_2 + brief.rng.uniform(size=2) * (room_2 - 2 * margin_2)
+  phase = math.pi * brief.rng.uniform(-0.4, 0.4)
+  return simulator.swing(center_2, reach * unit_2, period, phase, brief.times_T)
+
+
+_PATHS = {
+  "still": _still, "constant": _constant, "bounce": _bounce, "gravity": _gravity, "swing": _swing,
+}  # fmt: skip

@@ -15,6 +15,7 @@ MOTION_DIRECTIONS = {
   "constant": _ALL,
   "bounce": _ALL,
   "gravity": ("right", "left", "up", "down", "up-right", "up-left"),
+  "swing": _ALL,
   "collide": _ALL,
   "occlude": _CARDINAL,
   "leave": _CARDINAL,

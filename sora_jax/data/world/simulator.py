@@ -38,6 +38,17 @@ def bounce(start_2, velocity_2, times_T, box) -> tuple[np.ndarray, np.ndarray]:
   return np.stack([x_T, y_T], 1), np.stack([vx_T, vy_T], 1)
 
 
+def swing(center_2, reach_2, period, phase, times_T) -> tuple[np.ndarray, np.ndarray]:
+  """Harmonic motion about a centre: p = c + r sin(2 pi t / period + phase).
+
+  Args: reach_2: r, from the centre to where it turns.  period: seconds.  phase: radians.
+  """
+  angle_T1 = (2 * math.pi * times_T / period + phase)[:, None]
+  reach_2 = np.asarray(reach_2, float)
+  velocity_T2 = reach_2 * (2 * math.pi / period) * np.cos(angle_T1)
+  return np.asarray(center_2, float) + reach_2 * np.sin(angle_T1), velocity_T2
+
+
 def throw(start_2, velocity_2, times_T, box) -> tuple[np.ndarray, np.ndarray]:
   """Free fall y = y0 + vy t + GRAVITY t^2 / 2 that bounces on the floor and off the side walls.
 

@@ -39,7 +39,7 @@ DIRECTIONS = {
   "down-left": (-_D, _D),
 }
 MOTIONS = {
-  1: ("constant", "bounce", "gravity"),
+  1: ("constant", "bounce", "gravity", "swing"),
   2: ("collide", "occlude", "leave"),
   3: ("pan", "zoom", "cut", "morph", "orbit"),
   4: ("paint", "eat", "game"),

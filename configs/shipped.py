@@ -16,7 +16,7 @@ many stills. aspects: the sizes that it is asked for beside the small ones, up t
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
 tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts and
 morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the same, most of it
-prompted, more that bounces, falls or is cut, fewer stills, and some captions by shot.
+prompted, more that bounces, falls, swings or is cut, fewer stills, and some captions by shot.
 The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour
 and prompted three times, as its provenance tells; what it came to is in experiments/shipped, why
 aspects changed in experiments/latents.
@@ -85,7 +85,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     for name in ("first", "head", "tail", "ends", "both", "keyframes", "random", "boxes"):
       d.prompts[name] = round(2 / 3 * d.prompts[name], 3)  # text alone is what falls first
   if size == "tasks":
-    w.motions = ("constant",) * 8 + ("bounce", "gravity", "cut") * 4 + ("morph",) * 3
+    w.motions = ("constant",) * 8 + ("bounce", "gravity", "cut") * 4 + ("morph", "swing") * 3
     w.sizes = 4 * SMALL[:1] + 2 * ASPECTS + ((96, 64), (64, 96))  # small ones: more motions seen
     w.image_fraction = 0.15
     w.num_clips = 12288

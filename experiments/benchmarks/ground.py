@@ -9,7 +9,7 @@ from absl import flags
 
 from sora_jax.data.world import World, WorldConfig, captions, vocabulary
 from sora_jax.evaluation import detectors, reports, seams
-from sora_jax.prompting import timeline
+from sora_jax.prompting import tasks, timeline
 
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
 TASKS = flags.DEFINE_list("tasks", [], "Names of tasks, comma-separated; all by default.")
@@ -55,14 +55,19 @@ def clips(motions, count, frames=FRAMES, seed=7, **changes):
   return [clip for turn in zip(*found) for clip in turn][:count]
 
 
+def first_frames(clip, frames):
+  """The beginning of a clip; its truth is that of the whole."""
+  return dataclasses.replace(clip, video_THWC=clip.video_THWC[:frames])
+
+
 def turns(first, second):
-  """The prompt of a morph from one clip of constant motion to another, or back to itself."""
+  """The prompt of a morph from one clip of constant motion to another."""
   a, b = first.truth, second.truth
   return captions.short(
     a
     | {
       "motion": "morph",
-      "objects": a["objects"] + (b["objects"] if first is not second else []),
+      "objects": a["objects"] + b["objects"],
       "shots": [
         {"background": t["background"], "direction": t["objects"][0]["direction"]} for t in (a, b)
       ],
@@ -99,27 +104,26 @@ class Maker:
     return [line.finish(video) for line, video in zip(lines, self(empty)[0])]
 
 
-def freeze(line):
-  """Every unknown frame is the nearest known one; unknown regions are gray."""
+def nearest(line):
+  """The frames of a timeline, each unknown one the nearest known; gray where none is whole."""
   whole = np.flatnonzero(line.known_THW.all((1, 2)))
   if not len(whole):
-    return line.finish(np.full_like(line.pixels_THWC, 128))
-  nearest = whole[np.abs(np.arange(line.frames)[:, None] - whole).argmin(1)]
-  return line.finish(line.pixels_THWC[nearest])
+    return whole, np.full_like(line.pixels_THWC, 128)
+  near = whole[np.abs(np.arange(line.frames)[:, None] - whole).argmin(1)]
+  return whole, line.pixels_THWC[near]
+
+
+def freeze(line):
+  """Every unknown frame is the nearest known one; unknown regions are gray."""
+  return line.finish(nearest(line)[1])
 
 
 def cross_fade(line):
   """Every unknown frame is a mixture of the known ones on either side."""
-  whole = np.flatnonzero(line.known_THW.all((1, 2)))
-  if not len(whole):
-    return freeze(line)
-  made = line.pixels_THWC.astype(np.float32)
-  for k in range(line.frames):
-    before, after = whole[whole <= k], whole[whole >= k]
-    a, b = (before[-1] if len(before) else after[0]), (after[0] if len(after) else before[-1])
-    share = 0.0 if a == b else (k - a) / (b - a)
-    made[k] = (1 - share) * line.pixels_THWC[a] + share * line.pixels_THWC[b]
-  return line.finish(np.round(made).astype(np.uint8))
+  whole, made_THWC = nearest(line)
+  for a, b in zip(whole, whole[1:]):
+    made_THWC[a + 1 : b] = tasks.cross_fade(made_THWC[a], made_THWC[b], b - a - 1)
+  return line.finish(made_THWC)
 
 
 def every_way(make, lines):

@@ -96,10 +96,19 @@ def extend(make, motions=("constant",), backward=False):
   return figures
 
 
-def loop(make):
-  """A short clip is led back to its beginning: is the way closed in place and velocity?"""
-  given, total = ground.clips(("constant",), ground.CLIPS.value, frames=5), 16
-  lines = [tasks.loop(c.video_THWC, ground.turns(c, c), None, total, c.fps) for c in given]
+def loop(make, motion="swing"):
+  """A short clip is led back to its beginning: is the way closed in place and velocity?
+
+  Of an object that swings, or of one that moves straight on and so must turn twice.
+  """
+  given, total = ground.clips((motion,), ground.CLIPS.value), 16
+  given = [ground.first_frames(clip, 5) for clip in given]
+  lines = [
+    tasks.loop(
+      c.video_THWC, captions.short(c.truth | {"motion": "swing"}), None, total, c.fps
+    )
+    for c in given
+  ]  # fmt: skip
   ways, _ = ground.every_way(make, lines)
 
   def judge(i, video):
@@ -119,7 +128,7 @@ def loop(make):
     } | ground.seam_figures(lines[i], video, given[i].video_THWC)
 
   ground.sheet(
-    "loop", [ground.shown(line) for line in lines], ways, [line.prompt for line in lines]
+    f"loop_{motion}", [ground.shown(line) for line in lines], ways, [line.prompt for line in lines]
   )
   return ground.judged(ways, judge)
 
@@ -367,6 +376,7 @@ TABLE = {
   "extend_bounce": lambda make: extend(make, ("bounce",)),
   "extend_gravity": lambda make: extend(make, ("gravity",)),
   "loop": loop,
+  "loop_constant": lambda make: loop(make, "constant"),
   "connect": connect,
   "edit": edit,
   "outpaint": lambda make: region(make, "outpaint", outpainted),

@@ -89,6 +89,7 @@ def prompts() -> ConfigDict:
   c.variants = 2  # encoded for each clip beforehand
   c.noise = 0.25  # most noise on what is known, a time
   c.frame_times = 0.15  # visits in which each latent frame has a time of its own
+  c.near_noise = 0.0  # of visits with a prompt: times near pure noise, where motion is worked out
   return c
 
 

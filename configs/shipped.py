@@ -91,6 +91,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     w.num_clips = 12288
     w.seed = 7
     d.caption_shots = 0.3
-    shares = {"first": 0.08, "head": 0.3, "tail": 0.14, "ends": 0.04, "both": 0.12}
-    d.prompts.update(shares | {"keyframes": 0.06, "random": 0.02, "boxes": 0.05})
+    shares = {"first": 0.06, "head": 0.18, "tail": 0.1, "ends": 0.03, "both": 0.08}
+    d.prompts.update(shares | {"keyframes": 0.04, "random": 0.02, "boxes": 0.04})
+    d.prompts.near_noise = 0.6  # where motion has to be worked out
   return base.smoke(c) if smoke else c

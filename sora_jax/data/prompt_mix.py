@@ -34,6 +34,8 @@ class PromptMix:
     variants: V, encoded for each clip.
     noise: most that a canvas is noised to, a time; half the prompts are noised evenly up to it.
     frame_times: share of visits in which each latent frame has a time of its own.
+    near_noise: share of visits with a prompt whose times are near pure noise, see
+      `diffusion.times.near_noise`.
   """
 
   first: float = 0.15
@@ -49,6 +51,7 @@ class PromptMix:
   variants: int = 2
   noise: float = 0.25
   frame_times: float = 0.15
+  near_noise: float = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

@@ -24,6 +24,8 @@ from sora_jax.diffusion import segments
 
 EDGE = 1e-6
 """Quantiles are kept this far from 0 and 1, where the normal quantile is infinite."""
+NEAR = 0.8
+"""Least time, before the shift, that is near pure noise: the first fifth of a sampler's steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,21 @@ def training_times(
   """Times of one training step in [0, 1], from the key and the layout alone; 0 if unused."""
   time_RQ = shift(shift_RQ, quantile_times(stratify(key, valid_RQ), config))
   return jnp.where(valid_RQ, time_RQ, 0.0)
+
+
+def near_noise(
+  key: Key[Array, ""],
+  time_RQ: Float[Array, "R Q"],
+  shift_RQ: Float[Array, "R Q"],
+  chosen_RQ: Bool[Array, "R Q"],
+) -> Float[Array, "R Q"]:
+  """Times in which those of chosen slots are drawn anew, evenly from [NEAR, 1] before the shift.
+
+  There a sampler decides where things are, and only there has a network to work that out from what
+  it is told: at lower noise it sees it in the noisy latents.
+  """
+  early_RQ = shift(shift_RQ, 1.0 - (1.0 - NEAR) * jax.random.uniform(key, time_RQ.shape))
+  return jnp.where(chosen_RQ, early_RQ, time_RQ)
 
 
 def evaluation_times(number: int = 10) -> Float[Array, "J"]:

@@ -16,7 +16,7 @@ from sora_jax.data import tokenizers
 from sora_jax.data.pipeline import PipelineConfig, packed_rows
 from sora_jax.data.table import ClipSource
 from sora_jax.diffusion import loss as loss_lib
-from sora_jax.diffusion import process, times
+from sora_jax.diffusion import process, segments, times
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.text import TextEncoder
 from sora_jax.ops import packing, patchify
@@ -130,6 +130,9 @@ class TextToVideo:
     shift_RS = times.segment_shift(layout.grid_RS3, c.shift_config, self.dit.config.patch[0])
     shift_RQ = times.slot_shift(shift_RS, layout.slot_segment_RQ)
     time_RQ = times.training_times(time_key, layout.slot_segment_RQ > 0, shift_RQ, c.time_config)
+    if self.pipeline.prompts is not None and self.pipeline.prompts.near_noise > 0:
+      key = jax.random.fold_in(prompt_key, 1)
+      time_RQ = self.prompted_times(key, time_RQ, shift_RQ, batch, layout)
     if "one_time" in batch:
       time_RQ = packing.same_times(time_RQ, layout, batch["slots"], batch["one_time"])
     time_RL = times.token_times(time_RQ, layout.slot_RL)
@@ -149,6 +152,16 @@ class TextToVideo:
     real = (layout.segment_RL > 0).astype(jnp.float32)
     fill = Ratio(real.sum(), jnp.asarray(real.size, jnp.float32))
     return Ratio(packed.numerator, packed.denominator), {"fill": fill}
+
+  def prompted_times(self, key, time_RQ, shift_RQ, batch, layout) -> jax.Array:
+    """Times in which those of some of the clips with a prompt are near pure noise."""
+    S, share = batch["grid"].shape[1], self.pipeline.prompts.near_noise
+    choice_key, time_key = jax.random.split(key)
+    told_RL = jnp.where(batch["known"].max(-1) > 0, layout.segment_RL, 0)
+    told_RS = segments.count(told_RL, S) > 0
+    told_RS &= jax.random.bernoulli(choice_key, share, told_RS.shape)
+    chosen_RQ = packing.take_segments(told_RS, layout.slot_segment_RQ)
+    return times.near_noise(time_key, time_RQ, shift_RQ, chosen_RQ)
 
   def prompts(self, batch, key) -> tuple[jax.Array, jax.Array]:
     """What the network is told of each token: known frames, and their canvas, which half the clips

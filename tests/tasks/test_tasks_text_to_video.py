@@ -89,7 +89,7 @@ def test_loss_and_gradient_are_finite_and_reach_both_networks(prediction):
     assert np.isfinite(norms).all() and max(norms) > 0, name
 
 
-def prompted(noise):
+def prompted(noise=0.0, **changes):
   """A task whose clips all have a prompt, and a batch of it."""
   mix = PromptMix(
     first=1.0,
@@ -97,6 +97,7 @@ def prompted(noise):
     dropout=0.0,
     pictures=0.0,
     noise=noise,
+    **changes,
   )
   pipeline = dataclasses.replace(make().pipeline, prompts=mix, max_slots=12, frames_per_latent=F_T)
   task = make(pipeline=pipeline)
@@ -139,6 +140,34 @@ def test_the_loss_hears_of_the_prompt_and_of_every_frame_s_time():
   one_time = {"slot": 0 * batch["slot"], "slots": (batch["slots"] > 0).astype("int32")}
   assert (batch["slots"] > 1).any()
   assert abs(float(loss(batch | one_time)) - base) > 1e-3
+
+
+def test_half_the_prompted_clips_are_trained_near_pure_noise_and_no_others():
+  jnp = jax.numpy
+  task, batch = prompted(near_noise=0.5, frame_times=0.0)
+  layout = packing.layout_of(batch, task.pipeline.max_slots)
+  shift_RQ = jnp.full(layout.slot_segment_RQ.shape, 4.0)
+  low_RQ = jnp.full(shift_RQ.shape, 0.1)
+  least = float(times.shift(4.0, jnp.float32(times.NEAR)))
+  moved, total = 0, 0
+  for seed in range(40):
+    found = task.prompted_times(jax.random.key(seed), low_RQ, shift_RQ, batch, layout)
+    for r, q in np.argwhere(np.asarray(layout.slot_segment_RQ) > 0):
+      here = np.asarray(batch["segment"][r]) == layout.slot_segment_RQ[r, q]
+      told = bool(np.asarray(batch["known"][r])[here].any())
+      time = float(found[r, q])
+      assert time == pytest.approx(0.1) or (told and least - 1e-6 <= time <= 1)
+      moved, total = moved + (time > 0.2), total + told
+  assert total > 100 and 0.4 < moved / total < 0.6
+  heard = [
+    float(
+      prompted(near_noise=share)[0].loss(
+        jax.jit(task.init)(jax.random.key(0)), batch, jax.random.key(1), jnp.zeros(())
+      )[0].numerator
+    )
+    for share in (0.0, 0.9)
+  ]  # fmt: skip
+  assert abs(heard[0] - heard[1]) > 1e-3
 
 
 def with_shots():

@@ -183,7 +183,7 @@ def test_a_long_video_is_compiled_once_and_told_in_windows(small):
   again = model.long([(0, PROMPT)], 60, **how, kept=kept)
   np.testing.assert_array_equal(np.concatenate(list(again)), video)
   other = np.concatenate(list(model.long(PROMPT, 60, **{**how, "seed": 8})))
-  assert (other != video).mean() > 0.3
+  assert (other != video).any((1, 2, 3)).mean() > 0.9
   few = np.concatenate(list(model.long(PROMPT, 4, **how)))
   line = timeline.blank(PROMPT, 9, (4, 4), 24.0)
   np.testing.assert_array_equal(few, model.make(line, seed=7, steps=1)[:4])

@@ -15,7 +15,7 @@ plain: all colours, shapes, directions and backgrounds, one object in constant m
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
 tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts and
-morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the same, most of it
+morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the same, half of it
 prompted, more that bounces, falls, swings or is cut, fewer stills, and some captions by shot.
 The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour
 and prompted three times, as its provenance tells; what it came to is in experiments/shipped, why

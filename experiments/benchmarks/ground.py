@@ -60,6 +60,32 @@ def first_frames(clip, frames):
   return dataclasses.replace(clip, video_THWC=clip.video_THWC[:frames])
 
 
+INNER = np.s_[:, :, 16:56]
+"""The square in the middle of a frame of 72x40."""
+
+
+def reaches(clip):
+  """Whether the object crosses the border of the square in some frame, more than a tenth of it."""
+  x_T, radius = np.array(clip.truth["objects"][0]["position"])[:, 0] * 40, 40 * 0.22
+  cut = np.minimum(abs(x_T - 16), abs(x_T - 56)) < 0.8 * radius
+  return cut.mean() > 0.25
+
+
+def outpainted(clip):
+  """The square in the middle is given, and what lies beside it is to be made."""
+  inside = np.zeros((40, 72), bool)
+  inside[:, 16:56] = True
+  video = np.ascontiguousarray(clip.video_THWC[INNER])
+  return tasks.outpaint(video, clip.captions["short"], (72, 40), clip.fps), inside
+
+
+def inpainted(clip):
+  """The square in the middle is to be made."""
+  mask = np.zeros((1, 40, 72), bool)
+  mask[INNER] = True
+  return tasks.inpaint(clip.video_THWC, mask, clip.captions["short"], None, clip.fps), ~mask[0]
+
+
 def turns(first, second):
   """The prompt of a morph from one clip of constant motion to another."""
   a, b = first.truth, second.truth
@@ -105,7 +131,8 @@ class Maker:
 
 
 def nearest(line):
-  """The frames of a timeline, each unknown one the nearest known; gray where none is whole."""
+  """(indices of frames known as a whole, all frames: each unknown one is the nearest of these, or
+  gray where there are none)."""
   whole = np.flatnonzero(line.known_THW.all((1, 2)))
   if not len(whole):
     return whole, np.full_like(line.pixels_THWC, 128)

@@ -220,7 +220,9 @@ def region(make, name, line_of):
   line_of: (clip) -> (timeline, known region bool [H, W]).
   """
   given = [
-    c for c in ground.clips(("constant",), 4 * ground.CLIPS.value, sizes=[(72, 40)]) if reaches(c)
+    c
+    for c in ground.clips(("constant",), 4 * ground.CLIPS.value, sizes=[(72, 40)])
+    if ground.reaches(c)
   ]
   given = given[: ground.CLIPS.value]
   laid = [line_of(clip) for clip in given]
@@ -244,32 +246,6 @@ def region(make, name, line_of):
   )
   ground.sheet(name, [ground.shown(line) for line in lines], ways, [line.prompt for line in lines])
   return figures
-
-
-INNER = np.s_[:, :, 16:56]
-"""The square in the middle of a frame of 72x40."""
-
-
-def reaches(clip):
-  """Whether the object crosses the border of the square in some frame, more than a tenth of it."""
-  x_T, radius = np.array(clip.truth["objects"][0]["position"])[:, 0] * 40, 40 * 0.22
-  cut = np.minimum(abs(x_T - 16), abs(x_T - 56)) < 0.8 * radius
-  return cut.mean() > 0.25
-
-
-def outpainted(clip):
-  """The square in the middle is given, and what lies beside it is to be made."""
-  inside = np.zeros((40, 72), bool)
-  inside[:, 16:56] = True
-  video = np.ascontiguousarray(clip.video_THWC[INNER])
-  return tasks.outpaint(video, clip.captions["short"], (72, 40), clip.fps), inside
-
-
-def inpainted(clip):
-  """The square in the middle is to be made."""
-  mask = np.zeros((1, 40, 72), bool)
-  mask[INNER] = True
-  return tasks.inpaint(clip.video_THWC, mask, clip.captions["short"], None, clip.fps), ~mask[0]
 
 
 def interpolate(make):
@@ -379,8 +355,8 @@ TABLE = {
   "loop_constant": lambda make: loop(make, "constant"),
   "connect": connect,
   "edit": edit,
-  "outpaint": lambda make: region(make, "outpaint", outpainted),
-  "inpaint": lambda make: region(make, "inpaint", inpainted),
+  "outpaint": lambda make: region(make, "outpaint", ground.outpainted),
+  "inpaint": lambda make: region(make, "inpaint", ground.inpainted),
   "interpolate": interpolate,
   "unseen": unseen,
   "draft": draft,

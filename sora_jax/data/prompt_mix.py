@@ -16,6 +16,8 @@ from jaxtyping import Bool, UInt8
 
 from sora_jax.data import known
 
+VERSION = 2
+"""Of how variants are drawn; 1 knew at most half of a clip's beginning or end."""
 PREFIX_KINDS = ("first", "head")
 VARIANT_KINDS = ("tail", "ends", "both", "keyframes", "random", "boxes")
 

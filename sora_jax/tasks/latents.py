@@ -49,7 +49,11 @@ class LatentConfig:
     name += f"-fit{self.tokens}" if self.tokens else ""
     if self.prompts is None:
       return name
-    made_of = [self.prompts.variants, *self.prompts.shares[len(prompt_mix.PREFIX_KINDS) :]]
+    made_of = [
+      prompt_mix.VERSION,
+      self.prompts.variants,
+      *self.prompts.shares[len(prompt_mix.PREFIX_KINDS) :],
+    ]
     return f"{name}-prompts-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]}"
 
 

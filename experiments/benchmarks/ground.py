@@ -55,11 +55,6 @@ def clips(motions, count, frames=FRAMES, seed=7, **changes):
   return [clip for turn in zip(*found) for clip in turn][:count]
 
 
-def first_frames(clip, frames):
-  """The beginning of a clip; its truth is that of the whole."""
-  return dataclasses.replace(clip, video_THWC=clip.video_THWC[:frames])
-
-
 INNER = np.s_[:, :, 16:56]
 """The square in the middle of a frame of 72x40."""
 

@@ -102,10 +102,9 @@ def loop(make, motion="swing"):
   Of an object that swings, or of one that moves straight on and so must turn twice.
   """
   given, total = ground.clips((motion,), ground.CLIPS.value), 16
-  given = [ground.first_frames(clip, 5) for clip in given]
   lines = [
     tasks.loop(
-      c.video_THWC, captions.short(c.truth | {"motion": "swing"}), None, total, c.fps
+      c.video_THWC[:5], captions.short(c.truth | {"motion": "swing"}), None, total, c.fps
     )
     for c in given
   ]  # fmt: skip
@@ -125,7 +124,7 @@ def loop(make, motion="swing"):
       ),
       "largest_step": float(seams.steps(closed).max()) / max(unit, seams.STILL),
       "object": ground.right(video, given[i].truth, "color", "shape", "single"),
-    } | ground.seam_figures(lines[i], video, given[i].video_THWC)
+    } | ground.seam_figures(lines[i], video, given[i].video_THWC[:5])
 
   ground.sheet(
     f"loop_{motion}", [ground.shown(line) for line in lines], ways, [line.prompt for line in lines]

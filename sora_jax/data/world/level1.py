@@ -36,11 +36,16 @@ def anywhere(brief: Brief, box) -> np.ndarray:
   return np.asarray([brief.rng.uniform(box[0], box[2]), brief.rng.uniform(box[1], box[3])])
 
 
-def straight(brief: Brief, box, direction: str):
-  """Start and velocity of a straight path inside a box: as fast as SPEED and the room allow."""
+def ways(box, direction: str) -> tuple[np.ndarray, np.ndarray, float]:
+  """A direction's unit vector, the width and height of a box, and its longest path that way."""
   unit_2 = np.asarray(DIRECTIONS[direction])
   room_2 = np.asarray([box[2] - box[0], box[3] - box[1]])
-  longest = min(r / abs(u) for r, u in zip(room_2, unit_2) if u)
+  return unit_2, room_2, min(r / abs(u) for r, u in zip(room_2, unit_2) if u)
+
+
+def straight(brief: Brief, box, direction: str):
+  """Start and velocity of a straight path inside a box: as fast as SPEED and the room allow."""
+  unit_2, room_2, longest = ways(box, direction)
   high = min(SPEED[1] * brief.duration, 0.98 * longest)
   low = min(SPEED[0] * brief.duration, 0.6 * high)
   path_2 = unit_2 * brief.rng.uniform(low, high)
@@ -96,10 +101,8 @@ def _gravity(brief: Brief, box, direction):
 
 def _swing(brief: Brief, box, direction):
   """To and fro about a point, 8 frames or more a round; its first velocity has the direction."""
-  unit_2 = np.asarray(DIRECTIONS[direction])
-  room_2 = np.asarray([box[2] - box[0], box[3] - box[1]])
+  unit_2, room_2, longest = ways(box, direction)
   period = max(8 / brief.fps, brief.rng.uniform(0.6, 1.2) * brief.duration)
-  longest = min(r / abs(u) for r, u in zip(room_2, unit_2) if u)
   reach = min(0.49 * longest, SWING * period / (2 * math.pi)) * brief.rng.uniform(0.6, 1.0)
   margin_2 = reach * np.abs(unit_2)
   center_2 = np.asarray(box[:2]) + margin_2 + brief.rng.uniform(size=2) * (room_2 - 2 * margin_2)

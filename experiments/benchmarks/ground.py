@@ -119,6 +119,14 @@ class Maker:
     self.seconds += time.perf_counter() - started
     return [line.finish(video) for line, video in zip(lines, made)], made
 
+  def truth(self, lines, videos):
+    """The true videos as the autoencoder gives them back, and what is known pasted over them."""
+    coded = [self.model.decode(self.model.encode(video), len(video)) for video in videos]
+    return [
+      line.finish(np.ascontiguousarray(video[:, : line.size[1], : line.size[0]]))
+      for line, video in zip(lines, coded)
+    ]
+
   def paste(self, lines):
     """From text alone, and what is known pasted over it."""
     empty = [timeline.blank(line.prompt, line.frames, line.size, line.fps) for line in lines]
@@ -148,11 +156,17 @@ def cross_fade(line):
   return line.finish(made_THWC)
 
 
-def every_way(make, lines):
-  """{way: videos} of the model and the baselines, and the model's unpasted videos."""
+def every_way(make, lines, truth=None):
+  """{way: videos} of the model and the baselines, and the model's unpasted videos.
+
+  truth: the videos that the lines were cut from; through the autoencoder, what a perfect model
+  would give.
+  """
   made, unpasted = make(lines)
   ways = {"model": made}
   if BASELINES.value:
+    if truth is not None:
+      ways["truth"] = make.truth(lines, truth)
     ways |= {
       "freeze": [freeze(line) for line in lines],
       "cross_fade": [cross_fade(line) for line in lines],
@@ -195,6 +209,25 @@ def seam_figures(line, video, source):
     "brightness": max(seams.brightness_step(video, k) for k in places),
     "motion": seams.motion(video, made_T, unit),
   }
+
+
+def identity(video, ends=5):
+  """How often the object's colour changes from that of the first frames to that of the last.
+
+  A frame has the one that it is nearer to: a mixture of red and blue reads as purple where all
+  names are asked. How far it is off the way between the two, in levels of 255, says whether there
+  was a third. Frames without an object count as changes.
+  """
+  rgb = [detectors.detect(frame[None]).rgb for frame in video]
+  rgb_T3 = np.array([(np.nan,) * 3 if found is None else found for found in rgb])
+  a_3, b_3 = (np.nanmedian(part, axis=0) for part in (rgb_T3[:ends], rgb_T3[-ends:]))
+  share_T, off_T = seams.way(rgb_T3, a_3, b_3)
+  last_T = [None if np.isnan(share) else share > 0.5 for share in share_T]
+  turns = seams.changes(last_T) + 2 * last_T.count(None)
+  return {
+    "identity_changes": float(turns), "changes_once": float(turns == 1),
+    "color_off_way": float(np.nanmax(off_T)),
+  }  # fmt: skip
 
 
 def summary(rows):

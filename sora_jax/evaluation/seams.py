@@ -68,6 +68,24 @@ def border_ratio(
   return float(across.mean()) / max(float(beside.mean()), STILL)
 
 
+def way(
+  values_TC: Float[np.ndarray, "T C"],
+  first_C: Float[np.ndarray, "C"],
+  last_C: Float[np.ndarray, "C"],
+) -> tuple[Float[np.ndarray, "T"], Float[np.ndarray, "T"]]:
+  """How far each value has come from a first one to a last one, and how far it lies off that line.
+
+  Returns: (share [T], 0 at the first and 1 at the last; distance [T] in the values' unit). NaN
+  where the value is.  Raises: ValueError if the two are the same.
+  """
+  span_C = np.asarray(last_C, float) - first_C
+  if not span_C.any():
+    raise ValueError("the first and the last value are the same: there is no way between them")
+  share_T = (values_TC - first_C) @ span_C / (span_C @ span_C)
+  off_T = np.linalg.norm(values_TC - first_C - share_T[:, None] * span_C, axis=1)
+  return share_T, off_T
+
+
 def monotone_share(values_T: Float[np.ndarray, "T"], slack: float = 0.0) -> float:
   """Share of steps that lead from the first value towards the last, or back by at most `slack`.
 

@@ -73,3 +73,12 @@ def test_monotone_share_and_changes():
   assert seams.monotone_share(np.array([0.0, 1.0, 0.0])) == 0.0
   assert seams.changes(["red", "red", None, "blue", "blue"]) == 1
   assert seams.changes(["red", "blue", "red"]) == 2
+
+
+def test_way_tells_how_far_values_have_come_and_how_far_they_are_off():
+  values = np.array([[10.0, 0.0], [20.0, 0.0], [15.0, 3.0], [np.nan, 0.0]])
+  share, off = seams.way(values, values[0], values[1])
+  np.testing.assert_allclose(share, [0.0, 1.0, 0.5, np.nan])
+  np.testing.assert_allclose(off, [0.0, 0.0, 3.0, np.nan])
+  with pytest.raises(ValueError, match="no way"):
+    seams.way(values, values[0], values[0])

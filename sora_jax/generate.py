@@ -11,17 +11,18 @@
   python -m sora_jax.generate interpolate --video=A --factor=K
   python -m sora_jax.generate long --frames=N (--prompt=... | --script=FILE)
 
-All take --prompt, --size, --frames, --fps, --seed, --steps, --guidance, --out. From text, several
---prompt, --size, --frames or --seed make several videos, sampled packed together; --draft makes a
-small one fast, and --from=draft.mp4 makes it again at full size, with the same model. The other
-verbs take several --seed. What they are given comes back bit by bit (in a .mkv; .mp4 is lossy).
+All take --prompt, --size, --frames, --fps, --seed, --steps, --guidance, --image_guidance, --out.
+From text, several --prompt, --size, --frames or --seed make several videos, sampled packed
+together; --draft makes a small one fast, and --from=draft.mp4 makes it again at full size, with the
+same model. The other verbs take several --seed. What they are given comes back bit by bit (in a
+.mkv; .mp4 is lossy). Where the result is as long as the clip makes it (extend, edit, inpaint,
+outpaint, interpolate), --frames=N takes the first N frames of that clip.
 
 long makes one video of any length, in windows that know each other's frames; a script has a line
 `SECONDS PROMPT` for each prompt. Its file can be played while it grows; interrupted, the same
 command goes on with it, from what is kept in OUT.long.
 """
 
-import json
 import math
 import pathlib
 import sys
@@ -30,12 +31,14 @@ import time
 from absl import app, flags, logging
 
 from sora_jax.data import clips, writing
+from sora_jax.prompting import drafts, tasks, unfinished
 from sora_jax.prompting import long as long_lib
-from sora_jax.prompting import tasks, unfinished
 
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to make. Repeat for several videos.")
 SIZE = flags.DEFINE_multi_string("size", None, "WIDTHxHEIGHT in pixels; 96x64 by default.")
-FRAMES = flags.DEFINE_multi_integer("frames", None, "Number of frames; 17, or 1 for a picture.")
+FRAMES = flags.DEFINE_multi_integer(
+  "frames", None, "Of the result, or of a clip to take; see above."
+)
 SEED = flags.DEFINE_multi_integer("seed", None, "Names the noise; 0 by default.")
 FPS = flags.DEFINE_float("fps", None, "Frames per second; by default the model's.")
 STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the model's.")
@@ -65,7 +68,7 @@ WINDOW = flags.DEFINE_integer("window", long_lib.WINDOW, "long: frames of a wind
 LEAST_FPS = flags.DEFINE_float(
   "least_fps", long_lib.LEAST_FPS, "long: least frame rate of key frames, as trained; 0 = any."
 )
-IMAGE_GUIDANCE = flags.DEFINE_float("image_guidance", 1.0, "Strength of what is known, 1 = off.")
+IMAGE_GUIDANCE = flags.DEFINE_float("image_guidance", 1.0, "Strength of known frames, 1 = off.")
 CONTEXT_NOISE = flags.DEFINE_float(
   "context_noise", 0.0, "Time to which what is known is noised, as in training; 0 = off."
 )
@@ -177,6 +180,8 @@ def read_given(verb: str) -> dict:
   files = {name: clips.decode(path) for name, path in named.items() if path}
   rates = [found.fps for name, found in files.items() if found.fps and name != "mask"]
   given = {name: files[name].video_THWC if name in files else None for name in named}
+  if FRAMES.value and verb not in DEFAULT_FRAMES:
+    given = {name: first(video, verb, named[name]) for name, video in given.items()}
   given["prompt"] = PROMPT.value[0] if PROMPT.value else ""
   given["fps"] = next(iter(rates), None) if FPS.value is None else FPS.value
   if SIZE.value:
@@ -194,13 +199,23 @@ def read_given(verb: str) -> dict:
   return given
 
 
-_KNOWN = ("script", "image_guidance", "context_noise")
+def first(video_THWC, verb: str, path: str):
+  """The first --frames of a clip; a picture as it is.  Raises: ValueError if it is shorter."""
+  frames, length = FRAMES.value[0], len(video_THWC)
+  if 1 < length < frames:
+    raise ValueError(
+      f"--frames={frames}; of {verb} it says how many to take of the clip, and {path} has {length}"
+    )
+  return video_THWC[:frames]
+
+
+_KNOWN = ("script", "context_noise")
 TAKES = {
-  "text": ("frames", "draft", "from", "strength"), "image": ("frames", "draft", "from", "strength"),
-  "animate": ("frames", "at", *_KNOWN), "extend": ("forward", "backward", *_KNOWN),
-  "loop": ("frames", *_KNOWN), "connect": ("frames", "strength", *_KNOWN),
-  "edit": ("strength", "script"), "inpaint": _KNOWN, "outpaint": _KNOWN,
-  "interpolate": ("factor", *_KNOWN), "long": ("frames", "window", "least_fps", *_KNOWN),
+  "text": ("draft", "from", "strength"), "image": ("draft", "from", "strength"),
+  "animate": ("at", *_KNOWN), "extend": ("forward", "backward", *_KNOWN), "loop": _KNOWN,
+  "connect": ("strength", *_KNOWN), "edit": ("strength", "script"), "inpaint": _KNOWN,
+  "outpaint": _KNOWN, "interpolate": ("factor", *_KNOWN),
+  "long": ("window", "least_fps", *_KNOWN),
 }  # fmt: skip
 """Flags that some verbs take and others do not, beside files."""
 VALUES = {
@@ -286,9 +301,9 @@ def from_text(verb: str) -> list[pathlib.Path]:
     writing.write_video(path, video, fps)
     say(f"wrote {path}: {len(video)} frames of {video.shape[2]}x{video.shape[1]}")
   for path in paths:
-    notes_path(path).unlink(missing_ok=True)  # of a draft that bore this name
+    drafts.notes_path(path).unlink(missing_ok=True)  # of a draft that bore this name
   if DRAFT.value:
-    remember(paths, arguments, fps)
+    drafts.remember(paths, arguments, fps)
   say(f"done in {time.monotonic() - began:.1f} s")
   return paths
 
@@ -303,7 +318,7 @@ def read_flags(verb: str) -> dict:
   extension = writing.check_extension(OUT.value)
   if DRAFT.value and FROM.value:
     raise ValueError("--draft and --from exclude each other: --from makes a draft at full size")
-  video, notes = (None, {}) if FROM.value is None else read_draft(FROM.value)
+  video, notes = (None, {}) if FROM.value is None else drafts.read(FROM.value)
   prompts = PROMPT.value or notes.get("prompt")
   if not prompts:
     raise ValueError('--prompt is missing; say what to make, for example --prompt="a red circle"')
@@ -355,34 +370,6 @@ def out_paths(out: str, number: int) -> list[pathlib.Path]:
   if number == 1:
     return [path]
   return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(number)]
-
-
-def notes_path(path: pathlib.Path) -> pathlib.Path:
-  """Where a draft's prompt and full size are kept."""
-  return path.with_name(path.name + ".draft.json")  # X.mp4.json may be somebody's captions
-
-
-def read_draft(name: str):
-  """The pixels of a draft, and what was noted beside it when it was made ({} if nothing was)."""
-  decoded = clips.decode(name)
-  path = notes_path(pathlib.Path(name))
-  try:
-    notes = json.loads(path.read_text()) if path.is_file() else {}
-  except ValueError as error:
-    raise ValueError(f"{path} is damaged ({error}); delete it and give --prompt") from error
-  fps = decoded.fps if decoded.fps else None
-  return decoded.video_THWC, {"fps": fps, **notes}
-
-
-def remember(paths: list[pathlib.Path], arguments: dict, fps: float) -> None:
-  """Notes beside each draft what it is a draft of, so that --from needs no other flag."""
-  for i, path in enumerate(paths):
-    width, height = arguments["size"][i]
-    notes = {
-      "prompt": [arguments["prompt"][i]], "size": [f"{width}x{height}"],
-      "seed": [arguments["seed"][i]], "fps": fps,
-    }  # fmt: skip
-    notes_path(path).write_text(json.dumps(notes) + "\n")
 
 
 def say(line: str) -> None:

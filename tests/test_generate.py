@@ -13,7 +13,7 @@ import sora_jax
 from sora_jax import generate
 from sora_jax import model as model_lib
 from sora_jax.data import clips, writing
-from sora_jax.prompting import timeline
+from sora_jax.prompting import drafts, timeline
 from sora_jax.weights import folder
 
 spec = importlib.util.spec_from_file_location(
@@ -103,7 +103,9 @@ def media(tmp_path_factory):
     ("connect", {"start": "a", "end": "b", "frames": [9], "strength": 0.5}, 9, {6: ("b", 0)}),
     ("interpolate", {"video": "b", "factor": 3}, 7, {0: ("b", 0), 3: ("b", 1), 6: ("b", 2)}),
     ("edit", {"video": "a", "strength": 0.5}, 5, {}),
-    ("edit", {"video": "a"}, 5, {}),
+    ("edit", {"video": "a", "image_guidance": 2.0}, 5, {}),
+    ("edit", {"video": "a", "frames": [3]}, 3, {}),
+    ("extend", {"video": "a", "forward": 2, "frames": [3]}, 5, {0: ("a", 0), 2: ("a", 2)}),
     ("inpaint", {"video": "a", "mask": "mask"}, 5, {}),
     ("outpaint", {"video": "a", "size": ["20x8"]}, 5, {}),
   ],
@@ -277,7 +279,7 @@ def test_mistakes_with_long_are_named_and_leave_nothing(run, tmp_path, values, m
     ("inpaint", {"video": "b", "mask": "a"}, "mask has 5 frames"),
     ("loop", {"video": "a", "size": ["8x8", "9x9"]}, "--size is given 2 times"),
     ("extend", {"video": "a", "forward": 1, "fps": 0.0}, "--fps=0.0; it must be above 0"),
-    ("extend", {"video": "a", "forward": 1, "frames": [33]}, "--frames=.33. is not for extend"),
+    ("extend", {"video": "a", "forward": 1, "frames": [33]}, "--frames=33; .*a.mkv has 5"),
     ("edit", {"video": "a", "draft": True}, "--draft=True is not for edit; it belongs to text"),
     ("edit", {"video": "a", "guidance": float("nan")}, "--guidance=nan; it must be a number"),
     ("animate", {"image": "a", "context_noise": 1.0}, "--context_noise=1.0; it must lie in"),
@@ -322,7 +324,7 @@ def test_mistakes_are_named(run, tmp_path, values, message):
 def test_notes_of_drafts_are_named_when_damaged_and_go_with_their_draft(run, tmp_path):
   draft = tmp_path / "draft.mkv"
   run(prompt=[PROMPT], size=["16x8"], frames=[1], draft=True, out=str(draft))
-  notes = generate.notes_path(draft)
+  notes = drafts.notes_path(draft)
   notes.write_text("{")
   with pytest.raises(ValueError, match=f"{notes.name} is damaged .*give --prompt"):
     run(**{"from": str(draft)}, out=str(tmp_path / "full.mkv"))

@@ -19,8 +19,8 @@ same model. The other verbs take several --seed. What they are given comes back 
 outpaint, interpolate), --frames=N takes the first N frames of that clip.
 
 long makes one video of any length, in windows that know each other's frames; a script has a line
-`SECONDS PROMPT` for each prompt. Its file can be played while it grows; interrupted, the same
-command goes on with it, from what is kept in OUT.long.
+`SECONDS: PROMPT` for each prompt. Its file can be played while it grows; interrupted, the same
+command goes on with it, from what is kept in OUT.partial.
 """
 
 import math
@@ -60,7 +60,7 @@ START = flags.DEFINE_string("start", None, "connect: the clip or picture that co
 END = flags.DEFINE_string("end", None, "connect: the one that comes last.")
 MASK = flags.DEFINE_string("mask", None, "inpaint: a picture or video, white where to make anew.")
 FACTOR = flags.DEFINE_integer("factor", 2, "interpolate: how many times the frame rate.")
-SCRIPT = flags.DEFINE_string("script", None, "A text file of lines SECONDS PROMPT, for --prompt.")
+SCRIPT = flags.DEFINE_string("script", None, "A text file of lines SECONDS: PROMPT, for --prompt.")
 POSITIONS = flags.DEFINE_enum(
   "positions", "none", ["none", "interpolate", "ntk"], "Where clips exceed those of training."
 )
@@ -270,7 +270,7 @@ def read_long() -> dict:
   if bool(PROMPT.value) == bool(SCRIPT.value):
     raise ValueError(
       f"--prompt and --script are {'both given' if PROMPT.value else 'missing'}; long takes one: "
-      "--prompt for one text, --script for a file of lines SECONDS PROMPT"
+      "--prompt for one text, --script for a file of lines SECONDS: PROMPT"
     )
   return {
     "prompt": long_lib.read_script(SCRIPT.value).parts if SCRIPT.value else PROMPT.value[0],

@@ -143,7 +143,7 @@ def test_a_script_changes_the_prompt_along_the_way(run, small, media, tmp_path, 
     type(small), "make", lambda self, line, **how: seen.append(line) or make(self, line, **how)
   )
   script = tmp_path / "script.txt"
-  script.write_text("0 a red circle\n0.5 a blue square\n")
+  script.write_text("0: a red circle\n0.5: a blue square\n")
   out = str(tmp_path / "x.mkv")
   run("extend", video=media["a"], forward=4, script=str(script), steps=1, out=out)
   assert (seen[0].prompt, seen[0].later) == ("a red circle", ((6, "a blue square"),))

@@ -220,13 +220,14 @@ def script_of(prompt: str | Sequence[tuple[float | int, str]]) -> Script:
 
 
 def read_script(path: str | os.PathLike) -> Script:
-  """A script from a UTF-8 text file with a line `SECONDS prompt` for each prompt.
+  """A script from a UTF-8 text file with a line `SECONDS: prompt` for each prompt.
 
-    0    a red circle moves right over a black background
-    4.5  a red circle bounces over a black background
+    0: a red circle moves right over a black background
+    4.5: a red circle bounces over a black background
 
-  Empty lines and those that begin with # are skipped. The first line is for second 0, and seconds
-  rise.  Raises: OSError; ValueError with file and line, and what was expected there.
+  The colon may be left out. Empty lines and those that begin with # are skipped. The first line is
+  for second 0, and seconds rise.  Raises: OSError; ValueError with file and line, and what was
+  expected there.
   """
   parts = []
   try:
@@ -238,23 +239,23 @@ def read_script(path: str | os.PathLike) -> Script:
       continue
     first, _, text = line.strip().replace("\t", " ").partition(" ")
     try:
-      seconds = float(first)
+      seconds = float(first.removesuffix(":"))
     except ValueError:
       seconds = math.nan
     if not (math.isfinite(seconds) and text.strip()):
       raise ValueError(
-        f"{path}:{number}: {line.strip()!r}; expected SECONDS and a prompt, for example "
-        '"4.5 a red circle moves right"'
+        f"{path}:{number}: {line.strip()!r}; expected SECONDS: and a prompt, for example "
+        '"4.5: a red circle moves right"'
       )
     if not parts and seconds != 0:
-      raise ValueError(f"{path}:{number}: begins at {first} s; the first prompt must be at 0")
+      raise ValueError(f"{path}:{number}: begins at {seconds:g} s; the first prompt must be at 0")
     if parts and seconds <= parts[-1][0]:
       raise ValueError(
-        f"{path}:{number}: {first} s is not after {parts[-1][0]:g} s; put the lines in order"
+        f"{path}:{number}: {seconds:g} s is not after {parts[-1][0]:g} s; put the lines in order"
       )
     parts.append((seconds, text.strip()))
   if not parts:
-    raise ValueError(f"{path}: no prompt; expected lines of SECONDS and a prompt, the first at 0")
+    raise ValueError(f"{path}: no prompt; expected lines of SECONDS: and a prompt, the first at 0")
   return Script(tuple(parts))
 
 

@@ -1,6 +1,6 @@
 """A long video in the making, on disk: what is made of it, and the file that grows.
 
-Beside `x.mp4`, while it is made, lies the folder `x.mp4.long`:
+Beside `x.mp4`, while it is made, lies the folder `x.mp4.partial`:
 
     arguments.json     what the video is made from
     0-000012.npz       frames that window 12 of level 0 has added: `video`, uint8 [k, H, W, 3]
@@ -37,7 +37,7 @@ class Unfinished:
 
   def __init__(self, out: str | os.PathLike, arguments: Mapping[str, Any]):
     self.out = pathlib.Path(out)
-    self.folder = self.out.with_name(f"{self.out.name}.long")
+    self.folder = self.out.with_name(f"{self.out.name}.partial")
     self._named, self._arguments = self.folder / "named", self.folder / "arguments.json"
     self.growing = self.folder / f"growing{self.out.suffix}"
     self._made_from = json.loads(json.dumps(arguments))

@@ -151,7 +151,7 @@ def test_what_is_held_does_not_grow_with_the_video():
 
 def test_each_frame_of_a_window_has_the_prompt_in_force(tmp_path):
   path = tmp_path / "script.txt"
-  path.write_text("# what happens\n0 a\n\n  2\tb c  \n4 d\n")
+  path.write_text("# what happens\n0: a\n\n  2:\tb c  \n4 d\n")
   script = long.read_script(path)
   assert script.parts == ((0.0, "a"), (2.0, "b c"), (4.0, "d"))
   assert [script.at(s) for s in (0, 1.9, 2, 3.9, 4, 99)] == ["a", "a", "b c", "b c", "d", "d"]
@@ -171,12 +171,12 @@ def test_each_frame_of_a_window_has_the_prompt_in_force(tmp_path):
 @pytest.mark.parametrize(
   "text,message",
   [
-    ("", "script.txt: no prompt; expected lines of SECONDS"),
-    ("0 a\nred circle\n", "script.txt:2: 'red circle'; expected SECONDS and a prompt"),
-    ("0 a\n2\n", "script.txt:2: '2'; expected SECONDS and a prompt"),
-    ("0 a\nnan b\n", "script.txt:2: 'nan b'; expected SECONDS"),
+    ("", "script.txt: no prompt; expected lines of SECONDS:"),
+    ("0 a\nred circle\n", "script.txt:2: 'red circle'; expected SECONDS: and a prompt"),
+    ("0 a\n2\n", "script.txt:2: '2'; expected SECONDS: and a prompt"),
+    ("0 a\nnan b\n", "script.txt:2: 'nan b'; expected SECONDS:"),
     ("1 a\n", "script.txt:1: begins at 1 s; the first prompt must be at 0"),
-    ("0 a\n3 b\n3 c\n", "script.txt:3: 3 s is not after 3 s; put the lines in order"),
+    ("0: a\n3: b\n3: c\n", "script.txt:3: 3 s is not after 3 s; put the lines in order"),
     (b"0 \xff\n", "script.txt: not UTF-8 text"),
   ],
 )
@@ -281,7 +281,7 @@ def test_what_a_killed_run_leaves_can_be_played_and_is_taken_up(tmp_path, suffix
     for i, chunk in enumerate(made):
       if i == 8:  # a process killed here leaves these bytes
         shutil.copy(out, killed)
-        shutil.copytree(store.folder, tmp_path / f"killed.{suffix}.long")
+        shutil.copytree(store.folder, tmp_path / f"killed.{suffix}.partial")
       yield chunk
 
   store.write(watched(), 24.0)
@@ -313,7 +313,7 @@ def test_a_video_that_was_there_before_stays_until_the_new_one_is_whole(tmp_path
     with pytest.raises(KeyboardInterrupt):
       produce(out, Chance(24.0, 7))
     assert len(clips.decode(out).video_THWC) == 2
-    assert len(clips.decode(tmp_path / "x.mkv.long" / "growing.mkv").video_THWC) > 2
+    assert len(clips.decode(tmp_path / "x.mkv.partial" / "growing.mkv").video_THWC) > 2
   produce(out, Chance(24.0))
   assert len(clips.decode(out).video_THWC) == 150
   assert [path.name for path in tmp_path.iterdir()] == ["x.mkv"]
@@ -324,7 +324,7 @@ def test_damaged_windows_are_made_again_and_other_arguments_are_refused(tmp_path
   produce(tmp_path / "whole.mkv", Chance(24.0))
   with pytest.raises(KeyboardInterrupt):
     produce(out, Chance(24.0, 8))
-  folder = tmp_path / "x.mkv.long"
+  folder = tmp_path / "x.mkv.partial"
   with pytest.raises(ValueError, match=r"--frames was 150, is 90; --seed was 0, is 4.*: give .*"
                                        r"delete the folder .* another --out"):  # fmt: skip
     produce(out, Chance(24.0), frames=90, seed=4)
@@ -334,7 +334,7 @@ def test_damaged_windows_are_made_again_and_other_arguments_are_refused(tmp_path
   np.testing.assert_array_equal(clips.decode(out).video_THWC, want)
   folder.mkdir()
   (folder / "notes.txt").write_text("mine")
-  with pytest.raises(ValueError, match="x.mkv.long is in the way"):
+  with pytest.raises(ValueError, match="x.mkv.partial is in the way"):
     produce(out, Chance(24.0))
   (folder / "arguments.json").write_text("{")
   with pytest.raises(ValueError, match="arguments.json is damaged .*; delete"):

@@ -35,6 +35,8 @@ DRAFT_SCALE = 2
 """A draft has half the width and height and half the solver steps."""
 DRAFT_STRENGTH = 0.2
 """Time to which a draft is noised before it is made at full size."""
+PROMPTED_GUIDANCE = 1.5
+"""Most guidance by default where frames are known: they say most of what the text would."""
 
 
 def load(name_or_dir: str | os.PathLike = "tiny") -> "Model":
@@ -166,8 +168,9 @@ class Model(verbs.Verbs):
     """Makes what timelines leave open; what they know comes back bit by bit.
 
     Args: lines: one or several, sampled packed together.  seed: one for all, or one for each; a
-      list for a single timeline makes one video for each.  image_guidance: strength of what is
-      known, 1 = off.  context_noise: time in [0, 1) to which what is known is noised before the
+      list for a single timeline makes one video for each.  guidance: by default the model's, but at
+      most PROMPTED_GUIDANCE where something is known.  image_guidance: strength of what is known,
+      1 = off.  context_noise: time in [0, 1) to which what is known is noised before the
       network reads it, as in training; flaws of frames that were made before count less then. The
       rest as in `generate`.
     Returns: uint8 [frames, height, width, 3], or a list of them.  Raises: ValueError.
@@ -181,13 +184,12 @@ class Model(verbs.Verbs):
       raise ValueError(f"{len(seeds)} seeds for {len(lines)} timelines; give one, or one for each")
     d = self.defaults
     method = self._method(solver, d["steps"] if steps is None else steps, positions)
-    guidance = d["guidance"] if guidance is None else guidance
     for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
-      if not math.isfinite(value):
+      if value is not None and not math.isfinite(value):
         raise ValueError(f"{name} is {value}; it must be a number, 1 = off")
     if not 0 <= context_noise < 1:
       raise ValueError(f"context_noise is {context_noise}; it must lie in [0, 1), 0 = off")
-    strengths = float(guidance), float(image_guidance), float(context_noise)
+    strengths = guidance, float(image_guidance), float(context_noise)
     requests = [
       self._prompted(line, int(seed), sample, *strengths) for line, seed in zip(lines, seeds)
     ]
@@ -266,11 +268,11 @@ class Model(verbs.Verbs):
     line: Timeline,
     seed: int,
     sample: int,
-    guidance: float,
+    guidance: float | None,
     image_guidance: float,
     context_noise: float = 0.0,
   ) -> Request:
-    """The request that a timeline stands for."""
+    """The request that a timeline stands for.  guidance: None = by default, see `make`."""
     p, multiple = self.patch, self._f_s * math.lcm(self.patch.h, self.patch.w)
     extra = self._padded_frames(line.frames, p.t) - line.frames
     pixels = np.pad(line.pixels_THWC, ((0, extra), (0, 0), (0, 0), (0, 0)))
@@ -279,7 +281,7 @@ class Model(verbs.Verbs):
     known_THW = transforms.pad_size(known_THW[..., None], multiple)[..., 0]
     mask_thwF = known.cell_mask(known_THW, self._f_t, self._f_s)
     t, h, w, _ = mask_thwF.shape
-    cells = canvas = exact = start = None
+    cells = canvas = exact = is_exact = start = None
     if mask_thwF.any():
       if not self.prompted:
         raise ValueError(
@@ -288,12 +290,16 @@ class Model(verbs.Verbs):
         )
       shown = known.blanked(transforms.to_float(pixels), mask_thwF, self._f_s)
       latent_thwZ = self._encode_float(shown)
-      exact = latent_thwZ[: known.exact_frames(mask_thwF, p.t)]
+      exact = latent_thwZ
+      is_exact = known.exact_cells(mask_thwF, self.autoencoder.encoder_reach)
       if context_noise:
         draw_thwZ = np.random.default_rng([seed, sample]).standard_normal(latent_thwZ.shape)
         draw_thwZ, time = jnp.asarray(draw_thwZ, jnp.float32), jnp.float32(context_noise)
         latent_thwZ = np.asarray(process.add_noise(jnp.asarray(latent_thwZ), draw_thwZ, time))
       cells, canvas = mask_thwF, known.canvas(latent_thwZ, mask_thwF)
+    if guidance is None:
+      limit = math.inf if cells is None else PROMPTED_GUIDANCE
+      guidance = min(self.defaults["guidance"], limit)
     if line.start_THWC is not None:
       start = self._encode_padded(line.start_THWC, p.t, multiple)
     texts = [
@@ -302,8 +308,9 @@ class Model(verbs.Verbs):
     return Request(
       "\n".join([line.prompt, *(text for _, text in line.later)]), texts[0][1],
       Grid(t // p.t, h // p.h, w // p.w), 0.0 if line.frames == 1 else float(line.fps),
-      seed, sample, guidance, start, 1.0 if start is None else line.strength or 1.0, cells,
+      seed, sample, float(guidance), start, 1.0 if start is None else line.strength or 1.0, cells,
       canvas, image_guidance, tuple({k: (k, ids) for k, ids in texts if k}.values()), exact,
+      is_exact,
     )  # fmt: skip
 
   def _request(self, order: Order, strength: float) -> Request:

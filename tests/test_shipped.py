@@ -13,6 +13,7 @@ from sora_jax.data import transforms
 from sora_jax.data.world import World, WorldConfig
 from sora_jax.evaluation import detectors, release
 from sora_jax.nn import vae
+from sora_jax.prompting import tasks
 from sora_jax.tasks import build
 from sora_jax.weights import store
 
@@ -141,6 +142,26 @@ def test_differences_are_named_beyond_what_machines_do(change, named):
 
 def test_a_network_that_was_not_measured_is_a_difference():
   assert release.differences({}, {"vae": {"psnr_level1": 34.0}}) != []
+
+
+def test_what_is_known_wholly_is_encoded_as_in_the_whole_video(folder):
+  if not (folder / "dit.safetensors").is_file():
+    pytest.skip(f"{folder.name} has no transformer")
+  model, rng = sora_jax.load(str(folder)), np.random.default_rng(0)
+  whole = rng.integers(0, 256, (17, 40, 72, 3), dtype=np.uint8)
+  latent = model.encode(whole)
+  left = np.zeros((1, 40, 72), bool)
+  left[..., :32] = True
+  for line, frames, cells in (
+    (tasks.extend(whole[8:], "", None, 8.0, backward=8), np.s_[3:], np.s_[:]),
+    (tasks.connect(whole[:7], whole[10:], "", None, 17, 8.0), [0, 1, 4], np.s_[:]),
+    (tasks.inpaint(whole, left, "", None, 8.0), np.s_[:], np.s_[9:]),
+  ):
+    request, expected = model._prompted(line, 0, 0, 1.0, 1.0), np.zeros(latent.shape[:3], bool)
+    expected[frames, :, cells] = True
+    np.testing.assert_array_equal(request.is_exact, expected)
+    there = np.abs(request.exact - latent)[expected]
+    assert there.max() < 1e-4
 
 
 def test_a_draft_keeps_place_and_size_when_made_at_full_size(folder):

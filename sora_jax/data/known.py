@@ -62,13 +62,22 @@ def blanked(
   return np.where(pixel_mask(mask_thwF, cell)[..., None], video_THWC, np.float32(0))
 
 
-def exact_frames(mask_thwF: UInt8[np.ndarray, "t h w F"], multiple: int = 1) -> int:
-  """How many latent frames from the first on are known wholly; rounded down to a multiple.
+def exact_cells(
+  mask_thwF: UInt8[np.ndarray, "t h w F"], reach: tuple[int, int] | None = None
+) -> Bool[np.ndarray, "t h w"]:
+  """Cells whose latents are the same whatever the unknown pixels are.
 
-  A causal autoencoder's latents of these are those of every video that begins so.
+  Args: reach: latent frames before its own, and cells to each side, that an encoder sees; None for
+    any, of a causal one: then all of the frame and of those before it must be known.
   """
-  whole_t = mask_thwF.all((1, 2, 3))
-  return (len(whole_t) if whole_t.all() else int(whole_t.argmin())) // multiple * multiple
+  whole_thw = mask_thwF.all(-1)
+  if reach is None:
+    whole_t = np.logical_and.accumulate(whole_thw.all((1, 2)))
+    return np.broadcast_to(whole_t[:, None, None], whole_thw.shape)
+  before, side = reach  # beyond the video's edges there is nothing that could be unknown
+  padded = np.pad(whole_thw, ((before, 0), (side, side), (side, side)), constant_values=True)
+  shape = (before + 1, 2 * side + 1, 2 * side + 1)
+  return np.lib.stride_tricks.sliding_window_view(padded, shape).all((3, 4, 5))
 
 
 def canvas(latent_thwZ: Array, mask_thwF: Array) -> Array:

@@ -124,6 +124,14 @@ class VAEConfig:
     """f_s: pixels along the side of a latent cell."""
     return self.stem_patch * 2 ** sum(self.space_down)
 
+  @property
+  def encoder_reach(self) -> tuple[int, int] | None:
+    """Cells around its own that a latent sees: before it in time, and to each side; None = any.
+
+    What lies farther does not change the latent, by construction.
+    """
+    return (0, 1) if self.linear_encoder else None
+
   def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """Latent grid (t, h, w) of a clip; what does not fit is padded."""
     up = lambda n, by: math.ceil(n / by)  # noqa: E731

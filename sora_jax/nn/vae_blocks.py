@@ -125,7 +125,7 @@ class Encoder(nn.Module):
   def __call__(self, x: Float[Array, "B T H W C"], mode: Mode = "whole") -> Array:
     c, dtype, conv = _options(self.config)
     cells = x
-    if c.linear_encoder:
+    if c.linear_encoder:  # sees one cell to each side, see `VAEConfig.encoder_reach`
       x = CausalConv(2 * c.latent, (1, 3, 3), name="shortcut", **conv)(cells, mode)
       return CausalConv(2 * c.latent, (1, 1, 1), name="quant", **conv)(x, mode)
     x = CausalConv(c.width * c.mult[0], name="conv_in", **conv)(x, mode)

@@ -37,9 +37,8 @@ class Request:
     known: `[t, h, w, F]` in cells, 1 where a frame is known; None where nothing is.
     canvas: `[t, h, w, Z]`, latents of what is known; see `data.known`.
     image_guidance: strength for what is known, 1 = off.
-    exact: `[k, h, w, Z]` in cells, the first k latent frames as they will be: those of frames known
-      wholly, which a causal autoencoder encodes as it would in any video that begins so. They are
-      not left to the network. k is a multiple of the patch's frames.
+    exact: `[t, h, w, Z]` in cells, latents as they will be wherever `is_exact`, bool [t, h, w]: the
+      encoder sees nothing there that is not known. These are not left to the network. None: none.
   """
 
   text: str
@@ -56,10 +55,13 @@ class Request:
   image_guidance: float = 1.0
   later: tuple[tuple[int, tuple[int, ...]], ...] = ()
   exact: np.ndarray | None = None
+  is_exact: np.ndarray | None = None
 
   def __post_init__(self):
     if (self.known is None) != (self.canvas is None):
       raise ValueError("known and canvas come together: which cells are known, and their latents")
+    if (self.exact is None) != (self.is_exact is None):
+      raise ValueError("exact and is_exact come together: latents, and which of them are exact")
     if not 0.0 < self.start_time <= 1.0:
       raise ValueError(f"start_time={self.start_time}; allowed: above 0, up to 1 (pure noise)")
     if not self.ids:
@@ -174,7 +176,7 @@ def batches(
     the tables of `ops.packing.place`; `text`, `text_segment`, `null_text`, `null_segment` [R, M];
     `slot_text` i32 [R, Q] if a prompt changes along the way; `key` u32 [R, S, 2] (data of the noise
     keys); `guidance`, `image_guidance`, `start_time` f32 [R, S]; `start`, `canvas`, `exact` f32
-    [R, L, P], `known` f32 [R, L, cells F] and `is_exact` bool [R, L].
+    [R, L, P], `known` f32 [R, L, cells F] and `is_exact` f32 [R, L, cells].
   """
   rows = assign(requests, shape)
   calls = []
@@ -196,10 +198,10 @@ def _batch(requests, group, shape, patch, channels, frames, null_ids) -> dict[st
   for name in ("guidance", "image_guidance", "start_time"):
     tables[name] = np.ones((R, S), np.float32)
   for name, depth in (
-    ("start", channels), ("canvas", channels), ("exact", channels), ("known", frames)
+    ("start", channels), ("canvas", channels), ("exact", channels), ("known", frames),
+    ("is_exact", 1),
   ):  # fmt: skip
     tables[name] = np.zeros((R, L, patch.t * patch.h * patch.w * depth), np.float32)
-  tables["is_exact"] = np.zeros((R, L), bool)
   if shape.slots is not None:
     tables["slot_text"] = np.zeros((R, shape.slots), np.int32)
   for r, row in enumerate(group):
@@ -216,13 +218,13 @@ def _batch(requests, group, shape, patch, channels, frames, null_ids) -> dict[st
       here = tables["segment"][r] == s + 1
       if q.later:
         tables["slots"][r, s], tables["slot"][r, here] = q.slots, tables["coord"][r, here, 0]
-      for name, cells in (("start", q.start_latent), ("canvas", q.canvas), ("known", q.known)):
+      marks = None if q.is_exact is None else q.is_exact[..., None]
+      for name, cells in (
+        ("start", q.start_latent), ("canvas", q.canvas), ("known", q.known), ("exact", q.exact),
+        ("is_exact", marks),
+      ):  # fmt: skip
         if cells is not None:
           tables[name][r, here] = patchify(np.asarray(cells, np.float32), patch)
-      if q.exact is not None and len(q.exact):
-        first = here & (tables["coord"][r, :, 0] < len(q.exact) // patch.t)
-        tables["exact"][r, first] = patchify(np.asarray(q.exact, np.float32), patch)
-        tables["is_exact"][r] |= first
   return tables
 
 

@@ -195,6 +195,7 @@ class Sampler:
       R = known_RLX.shape[0]
       known_nLX, canvas_nLP = known_nLX.at[2 * R :].set(0.0), canvas_nLP.at[2 * R :].set(0.0)
 
+    is_exact_RLP = jnp.repeat(jnp.asarray(batch["is_exact"]) > 0, self._channels, axis=-1)
     scale = self._position_scale(layout, method)
     extra = () if scale is None else (jax.tree.map(lambda a: jnp.tile(a, (n, 1, 1)), scale),)
 
@@ -209,7 +210,7 @@ class Sampler:
       x0_RLP = process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
       if n > 1:
         x0_RLP = self._guide(x0_RLP, plain_JRQ[j], batch, layout, method)
-      return jnp.where(jnp.asarray(batch["is_exact"])[..., None], batch["exact"], x0_RLP)
+      return jnp.where(is_exact_RLP, batch["exact"], x0_RLP)
 
     start_RLP = process.add_noise(batch["start"], batch["noise"], time_JRL1[0])
     draw = functools.partial(self.noise, batch)

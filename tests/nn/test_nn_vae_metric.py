@@ -105,6 +105,18 @@ def test_linear_latents_of_a_mixture_are_the_mixture_of_latents():
   np.testing.assert_allclose(mixed, 0.25 * a + 0.75 * b, atol=1e-5)
 
 
+def test_a_linear_encoder_sees_its_own_frames_and_one_cell_to_each_side():
+  before, side = CONFIG.encoder_reach
+  assert (before, side) == (0, 1) and VAEConfig().encoder_reach is None
+  video = np.random.default_rng(5).uniform(-1, 1, (1, 9, 28, 12, 3)).astype("f")
+  changed = video.copy()
+  changed[:, 5:, :4] += 1.0  # the first row of cells, in the last latent frame
+  a, b = (np.asarray(encode_video(params(), jnp.asarray(v))) for v in (video, changed))
+  np.testing.assert_array_equal(a[:, :2], b[:, :2])
+  np.testing.assert_array_equal(a[:, 2, 1 + side :], b[:, 2, 1 + side :])
+  assert all(np.abs(a[:, 2, row] - b[:, 2, row]).max() > 0.01 for row in range(1 + side))
+
+
 def test_a_linear_encoder_needs_its_linear_path():
   with pytest.raises(ValueError, match="linear_encoder needs shortcut"):
     VAEConfig(linear_encoder=True)

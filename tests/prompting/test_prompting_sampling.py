@@ -228,14 +228,19 @@ def test_what_is_known_is_seen_and_has_a_strength_of_its_own():
 
 def test_frames_that_are_known_exactly_stay_and_the_others_go_on_from_them():
   rng, run = np.random.default_rng(5), make_sampler()
-  exact = rng.standard_normal((1, 2, 10, Z)).astype("f")
-  held = dataclasses.replace(C, exact=exact)
   free, other = run(params(), [C, A], METHOD)
+  exact, is_exact = rng.standard_normal(free.shape).astype("f"), np.zeros(free.shape[:3], bool)
+  is_exact[0], is_exact[-1, 0, 3] = True, True  # a frame, and one cell of a patch
+  held = dataclasses.replace(C, exact=exact, is_exact=is_exact)
   out, beside = run(params(), [held, A], METHOD)
-  np.testing.assert_allclose(out[:1], exact, atol=1e-6)
-  assert np.abs(out[1:] - free[1:]).max() > 0.01 < np.abs(free[:1] - exact).max()
+  np.testing.assert_allclose(out[is_exact], exact[is_exact], atol=1e-6)
+  assert np.abs(out - free)[~is_exact].min() > 0 and np.abs(out - free)[~is_exact].max() > 0.01
+  assert np.abs(free - exact)[is_exact].max() > 0.01
   close(beside, other)
-  close(run(params(), [dataclasses.replace(C, exact=exact[:0])], METHOD)[0], free)
+  nothing = dataclasses.replace(held, is_exact=np.zeros_like(is_exact))
+  close(run(params(), [nothing], METHOD)[0], free)
+  with pytest.raises(ValueError, match="exact and is_exact come together"):
+    dataclasses.replace(C, exact=exact)
 
 
 def test_a_start_is_kept_the_more_the_earlier_its_time():

@@ -46,6 +46,22 @@ def test_nothing_of_what_is_not_known_enters_the_canvas():
   np.testing.assert_array_equal(got[mask.any(-1)], latent[mask.any(-1)])
 
 
+def test_latents_are_exact_where_an_encoder_sees_nothing_unknown():
+  known_THW = np.ones((13, 8, 10), bool)
+  known_THW[5:9] = False  # the third latent frame
+  mask = known.cell_mask(known_THW, 4, 2)
+  assert known.exact_cells(mask).all((1, 2)).tolist() == [True, True, False, False]
+  assert known.exact_cells(mask, (0, 1)).all((1, 2)).tolist() == [True, True, False, True]
+  assert not known.exact_cells(mask, (1, 0))[2:].any()
+  region_THW = np.zeros((5, 8, 10), bool)
+  region_THW[:, :, 3:] = True  # of the second column of cells the left half is unknown
+  mask = known.cell_mask(region_THW, 4, 2)
+  for side in (0, 1, 2):
+    exact = known.exact_cells(mask, (0, side))
+    assert exact[:, :, 2 + side :].all() and not exact[:, :, : 2 + side].any()
+  assert not known.exact_cells(mask).any()
+
+
 def test_extending_a_long_clip_shows_its_near_end_and_keeps_every_frame():
   clip = video(30)
   for forward, backward in ((7, 0), (0, 7), (3, 4)):

@@ -223,7 +223,7 @@ def test_what_is_known_reaches_the_network_at_its_place(model):
 def test_the_text_counts_less_by_default_where_frames_are_known(model):
   known, free = (
     tasks.extend(clip(5), PROMPT, None, 8.0, forward=4),
-    tasks.edit(clip(5), "", None, 8),
+    tasks.edit(clip(5), "", None, 8.0),
   )
   default = model.defaults["guidance"]
   assert default > model_lib.PROMPTED_GUIDANCE > 1

@@ -151,7 +151,7 @@ def from_media(verb: str) -> list[pathlib.Path]:
   fps = given.pop("fps") or model.defaults["fps"]
   if SCRIPT.value:
     rate = fps * FACTOR.value if verb == "interpolate" else fps
-    given["prompt"] = long_lib.read_script(SCRIPT.value).frames(rate)
+    given["prompt"] = opened("script", long_lib.read_script).frames(rate)
   videos = getattr(model, verb)(
     **given, fps=fps, seed=seeds, guidance=GUIDANCE.value, image_guidance=IMAGE_GUIDANCE.value,
     context_noise=CONTEXT_NOISE.value, steps=STEPS.value, solver=SOLVER.value,
@@ -177,7 +177,7 @@ def read_given(verb: str) -> dict:
   if PROMPT.value and SCRIPT.value:
     raise ValueError("--prompt and --script are both given; a script holds the prompts")
   named = {name: flags.FLAGS[name].value for name in MEDIA[verb]}
-  files = {name: clips.decode(path) for name, path in named.items() if path}
+  files = {name: opened(name, clips.decode) for name, path in named.items() if path}
   rates = [found.fps for name, found in files.items() if found.fps and name != "mask"]
   given = {name: files[name].video_THWC if name in files else None for name in named}
   if FRAMES.value and verb not in DEFAULT_FRAMES:
@@ -197,6 +197,18 @@ def read_given(verb: str) -> dict:
     length = sum(len(found.video_THWC) for found in files.values())
     given["frames"] = FRAMES.value[0] if FRAMES.value else DEFAULT_FRAMES[verb](length)
   return given
+
+
+def opened(name: str, read):
+  """What `read` makes of a flag's file.  Raises: ValueError naming the flag, file and remedy."""
+  path = flags.FLAGS[name].value
+  try:
+    return read(path)
+  except OSError as error:
+    why = error.strerror or error
+    raise ValueError(f"--{name}={path}: {why}; name a file that can be read") from error
+  except ValueError as error:
+    raise ValueError(f"--{name}={path}: {error}") from error
 
 
 def first(video_THWC, verb: str, path: str):
@@ -273,7 +285,7 @@ def read_long() -> dict:
       "--prompt for one text, --script for a file of lines SECONDS: PROMPT"
     )
   return {
-    "prompt": long_lib.read_script(SCRIPT.value).parts if SCRIPT.value else PROMPT.value[0],
+    "prompt": opened("script", long_lib.read_script).parts if SCRIPT.value else PROMPT.value[0],
     "size": parse_size(SIZE.value[0] if SIZE.value else "96x64"), "frames": FRAMES.value[0],
     "fps": FPS.value, "seed": SEED.value[0] if SEED.value else 0,
   }  # fmt: skip
@@ -318,7 +330,7 @@ def read_flags(verb: str) -> dict:
   extension = writing.check_extension(OUT.value)
   if DRAFT.value and FROM.value:
     raise ValueError("--draft and --from exclude each other: --from makes a draft at full size")
-  video, notes = (None, {}) if FROM.value is None else drafts.read(FROM.value)
+  video, notes = (None, {}) if FROM.value is None else opened("from", drafts.read)
   prompts = PROMPT.value or notes.get("prompt")
   if not prompts:
     raise ValueError('--prompt is missing; say what to make, for example --prompt="a red circle"')

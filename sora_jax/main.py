@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sora_jax import model
-from sora_jax.tasks import build, report
+from sora_jax.tasks import build, report, sections
 from sora_jax.tasks.typed import typed, without
 from sora_jax.train import checkpoint, host_memory, loop, provenance
 
@@ -39,7 +39,7 @@ def run(config: dict, workdir: Path) -> dict | None:
   Returns: figures and provenance, or None if the run was stopped and can be resumed.
   """
   code = provenance.commit()
-  train = typed(loop.LoopConfig, "train", without(config["train"], "init_from", "init_missing"))
+  train = typed(loop.LoopConfig, "train", without(config["train"], *build.OF_THE_TASK))
   plan = build.check(config, workdir)
   checkpoint.keep_config(workdir, config)
   task = plan.make()
@@ -48,7 +48,7 @@ def run(config: dict, workdir: Path) -> dict | None:
     return None
   story = provenance.collect(
     config, code, outcome.step, outcome.seconds, outcome.figures,
-    build.provenance_of(plan.init_from),
+    sections.provenance_of(plan.init_from),
   )  # fmt: skip
   figures = outcome.figures | task.export(outcome.state.ema_params, workdir / "model", story)
   about = {"figures": figures, "provenance": story}

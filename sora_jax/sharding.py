@@ -1,14 +1,30 @@
-"""The mesh, and the one table that says which logical axis lies on which mesh axis."""
+"""The mesh, and the one table that says which logical axis lies on which mesh axis.
+
+A mesh has four axes. `data` and `fsdp` share out the rows of a batch; `fsdp` stores parameters, and
+all that an optimizer keeps of them, in parts, which are gathered where they are used; `context`
+splits rows along their tokens; `tensor` splits heads and hidden layers. Any may be 1.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from flax import linen as nn
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from sora_jax.ops import flash, ring
+from sora_jax.ops.attention import Attention
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 AXIS_RULES = (
   # of activations
   ("row", ("data", "fsdp")),
   ("token", "context"),
+  ("word", None),  # tokens of texts
+  ("slot", None),
   ("channel", None),  # of a token; `width` is the same axis of a parameter
   ("patch", None),  # of parameters too
   # of parameters
@@ -27,6 +43,8 @@ AXIS_RULES = (
   ("buckets", None),
 )
 """(logical axis, mesh axes): modules name the left, only this file the right."""
+
+CONTEXT_METHODS = ("auto", "ring", "ulysses")
 
 
 def make_mesh(shape: tuple[int, int, int, int] = (1, 1, 1, 1), devices=None) -> Mesh:
@@ -65,7 +83,130 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(mesh: Mesh, batch: dict) -> dict:
-  """Puts a batch on the mesh, leading axes (rows) split over the data axes."""
-  rows = NamedSharding(mesh, spec("row"))
-  return {name: jax.device_put(value, rows) for name, value in batch.items()}
+@contextlib.contextmanager
+def using(mesh: Mesh | None) -> Iterator[None]:
+  """Within it, what modules say of their activations' axes holds on this mesh; for tracing."""
+  if mesh is None or mesh.size == 1:
+    yield
+    return
+  with nn.logical_axis_rules(AXIS_RULES), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    yield
+
+
+def of_tree(mesh: Mesh, axes: Any) -> Any:
+  """Shardings for a tree of tuples of logical axes.
+
+  Raises: ValueError for a name without a rule.
+  """
+  return jax.tree.map(
+    lambda names: NamedSharding(mesh, spec(*names)), axes, is_leaf=lambda x: isinstance(x, tuple)
+  )
+
+
+def of_state(mesh: Mesh, shapes: Any, axes: Any) -> Any:
+  """Shardings of a training state: what has a parameter's name and shape lies as it does.
+
+  Args:
+    shapes: the state's tree; parameters, their averages and the optimizer's moments are found in
+      it by the end of their path. axes: the parameters' logical axes; None = all whole.
+  """
+  whole = replicated(mesh)
+  if axes is None:
+    return jax.tree.map(lambda _: whole, shapes)
+  is_names = lambda x: isinstance(x, tuple)  # noqa: E731
+  named = {
+    _plain(path): names
+    for path, names in jax.tree_util.tree_flatten_with_path(axes, is_leaf=is_names)[0]
+  }
+
+  def place(path: tuple, leaf: Any) -> NamedSharding:
+    path = _plain(path)
+    for start in range(len(path)):
+      names = named.get(path[start:])
+      if names is not None and len(names) == leaf.ndim:
+        return NamedSharding(mesh, spec(*names))
+    return whole
+
+  return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def _plain(path: tuple) -> tuple[str, ...]:
+  """The keys of a path, of whatever kind of container."""
+  return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def check_sizes(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any) -> None:
+  """Raises a ValueError that names an array whose axes this mesh cannot split evenly.
+
+  shapes: a tree of arrays or their shapes. axes: the same tree of tuples of logical axes.
+  """
+  is_names = lambda x: isinstance(x, tuple)  # noqa: E731
+  rules = dict(AXIS_RULES)
+  named = jax.tree_util.tree_flatten_with_path(axes, is_leaf=is_names)[0]
+  for (path, names), leaf in zip(named, jax.tree.leaves(shapes), strict=True):
+    for name, size in zip(names, leaf.shape):
+      over = rules.get(name) or ()
+      over = (over,) if isinstance(over, str) else over
+      parts = int(np.prod([mesh.shape[axis] for axis in over]))
+      if size % parts:
+        raise ValueError(
+          f"{'.'.join(_plain(path))} has {size} along {name!r}, which is split over the mesh axes"
+          f" {' x '.join(over)}, {parts} parts: choose axes whose product divides {size}"
+        )
+
+
+def put_batch(mesh: Mesh, batch: dict, axes: dict[str, tuple] | None = None) -> dict:
+  """Puts a host's part of a batch on the mesh.
+
+  Args:
+    batch: numpy arrays, this host's rows. axes: logical axes of each array; by default its leading
+      axis is "row" and the others are whole.
+  """
+
+  def put(name: str, value: np.ndarray) -> jax.Array:
+    names = (axes or {}).get(name, ("row",))
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec(*names)), value)
+
+  return {name: put(name, value) for name, value in batch.items()}
+
+
+def attentions(
+  mesh: Mesh | AbstractMesh, heads: int, method: str = "auto"
+) -> tuple[Attention, Attention]:
+  """Returns attention among tokens and from tokens to texts, for rows that lie on this mesh.
+
+  Args:
+    heads: A. method: how rows that are split find their keys: "ring", "ulysses" (see `ops.ring`),
+      or "auto": ulysses where the heads suffice.
+  Raises: ValueError if the mesh cannot split the heads.
+  """
+  if mesh.size == 1:
+    return flash.attend, flash.attend
+  context, tensor = mesh.shape["context"], mesh.shape["tensor"]
+  if method not in CONTEXT_METHODS:
+    raise ValueError(f"context method {method!r}; allowed: {', '.join(CONTEXT_METHODS)}")
+  if heads % tensor:
+    raise ValueError(f"{heads} heads cannot be split over a tensor axis of {tensor}")
+  can_swap = heads // tensor % context == 0
+  if method == "ulysses" and not can_swap:
+    raise ValueError(
+      f"{heads // tensor} heads a device cannot be swapped over a context axis of {context}; use"
+      " method 'ring', or a context axis that divides them"
+    )
+  if context == 1:
+    within = flash.attend
+  elif method == "ring" or not can_swap:
+    within = lambda q, k, v, segment, _: ring.ring("context", q, k, v, segment)  # noqa: E731
+  else:
+    within = lambda q, k, v, s, _: ring.ulysses("context", flash.attend, q, k, v, s)  # noqa: E731
+  tokens, words = ("row", "token"), ("row", "word")
+  return _on_mesh(mesh, within, tokens, tokens), _on_mesh(mesh, flash.attend, tokens, words)
+
+
+def _on_mesh(mesh: Mesh | AbstractMesh, attend, queries: tuple, keys: tuple) -> Attention:
+  """An attention function for whole arrays, run by every device on its own part."""
+  q, k = (spec(*names, "heads", "head_size") for names in (queries, keys))
+  return functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=(q, k, k, spec(*queries), spec(*keys)), out_specs=q,
+    check_vma=False,
+  )(attend)  # fmt: skip

@@ -20,7 +20,7 @@ from sora_jax.nn.dit import DiT
 from sora_jax.nn.vae_losses import LossConfig
 from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
-from sora_jax.tasks import build
+from sora_jax.tasks import build, sections
 from sora_jax.tasks.text_to_video import DiffusionConfig
 from sora_jax.tasks.typed import typed, without
 from sora_jax.train import optimizer
@@ -57,16 +57,16 @@ def test_every_config_file_is_listed_here():
 @pytest.mark.parametrize(("name", "arg"), ALL)
 def test_configs_are_typed_and_possible(name, arg, tmp_path):
   c = config_of(name, arg).to_dict()
-  typed(LoopConfig, "train", without(c["train"], "init_from", "init_missing"))
+  typed(LoopConfig, "train", without(c["train"], *build.OF_THE_TASK))
   typed(OptimizerConfig, "optimizer", c["optimizer"])
   typed(DiffusionConfig, "diffusion", c["diffusion"])
   typed(LossConfig, "vae.loss", c["vae"]["loss"])
   dit = dit_config(c)
-  assert build.pipeline_config(c, dit.patch, 4).rows == c["data"]["rows"]
+  assert sections.pipeline_config(c, dit.patch, 4).rows == c["data"]["rows"]
   if c["data"]["source"] == "world" and name != "vae":
     v = vae_lib.SIZES.get(c["vae"]["weights"], vae_lib.SIZES["tiny"])
-    source = build.ClipsConfig("world", tmp_path, 1, build.world_config(c))
-    build.fits(source, build.pipeline_config(c, dit.patch, 4), v)
+    source = build.ClipsConfig("world", tmp_path, 1, sections.world_config(c))
+    sections.fits(source, sections.pipeline_config(c, dit.patch, 4), v)
 
 
 def dit_config(c):
@@ -114,9 +114,9 @@ def test_the_transformers_that_configs_build_have_their_parameters(size):
 def test_legs_of_the_shipped_transformer_train_one_model_on_rows_that_fit(leg, tmp_path):
   first, later = config_of("shipped", "plain").to_dict(), config_of("shipped", leg).to_dict()
   assert first["model"] == later["model"] and first["text"] == later["text"]
-  source = build.ClipsConfig("world", tmp_path, 1, build.world_config(later))
-  pipeline = build.pipeline_config(later, dit_config(later).patch, 4)
-  build.fits(source, pipeline, vae_lib.SIZES["tiny"])
+  source = build.ClipsConfig("world", tmp_path, 1, sections.world_config(later))
+  pipeline = sections.pipeline_config(later, dit_config(later).patch, 4)
+  sections.fits(source, pipeline, vae_lib.SIZES["tiny"])
 
 
 @pytest.mark.parametrize("size", ["tiny", "s"])
@@ -138,19 +138,19 @@ def test_left_over_arguments_are_refused(name):
 
 def test_the_base_lists_every_field_once():
   c = config_of("base").to_dict()
-  sections = {
-    "train": (LoopConfig, {"init_from", "init_missing"}, set()),
+  owners = {
+    "train": (LoopConfig, set(build.OF_THE_TASK), set()),
     "optimizer": (OptimizerConfig, set(), set()),
     "diffusion": (DiffusionConfig, set(), set()),
     "data.prompts": (PromptMix, {"on"}, set()),
-    "evaluation": (build.EvaluationConfig, set(), set()),
+    "evaluation": (sections.EvaluationConfig, set(), set()),
     "model": (
       dit_lib.DiTConfig, {"precondition"},
       {"in_channels", "out_channels", "text_width", "classes", "spread", "level"},
     ),
     "text": (text_lib.TextConfig, {"tokenizer"}, {"vocab_size"}),
   }  # fmt: skip
-  for section, (cls, more, derived) in sections.items():
+  for section, (cls, more, derived) in owners.items():
     fields = {f.name for f in dataclasses.fields(cls)}
     found = c
     for key in section.split("."):

@@ -22,7 +22,7 @@ from sora_jax.nn import text as text_lib
 from sora_jax.nn import vae, vae_streaming, vae_tiles
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
-from sora_jax.ops import attention, block_attention, packing
+from sora_jax.ops import attention, flash, packing
 from sora_jax.ops.patchify import cell_channels
 from sora_jax.prompting import requests, sampling
 from sora_jax.prompting.requests import Request, RowShape
@@ -205,7 +205,7 @@ def test_the_transformer_takes_such_rows_without_all_pairs(names):
   n = networks()
   segments = [(CLIPS[name].grid, 24.0 if name == "video" else 0.0) for name in names]
   row_len = sum(CLIPS[name].tokens for name in names)
-  program = forward(n.dit, block_attention.attend, segments, row_len, n.rows.text_row_len)
+  program = forward(n.dit, flash.attend, segments, row_len, n.rows.text_row_len)
   (out,) = program.out_avals
   assert out.shape == (1, row_len, n.dit.cells * n.dit.out_channels) and out.dtype == np.float32
   assert largest(program) < row_len**2

@@ -17,7 +17,7 @@ from sora_jax.data import writing
 from sora_jax.data.records import ShardSource
 from sora_jax.nn import vae as vae_lib
 from sora_jax.nn.vae_losses import LossConfig
-from sora_jax.tasks import build
+from sora_jax.tasks import autoencoder, build
 from sora_jax.train import metrics, provenance
 from sora_jax.weights import folder, store
 
@@ -131,7 +131,7 @@ def test_vae_trains_then_serves_a_second_leg(tmp_path):
   second = main.run(config_of("vae", train__init_from=str(tmp_path / "first")), tmp_path / "second")
   assert len(second["provenance"]["legs"]) == 2
   assert np.isfinite(second["figures"]["vae/psnr"])
-  assert build.load_autoencoder(str(tmp_path / "first")).network.config.latent == 4
+  assert autoencoder.load_autoencoder(str(tmp_path / "first")).network.config.latent == 4
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_impossible_configs_of_the_vae_fail_before_anything_is_built(tmp_path, c
 
 def test_a_shipped_size_that_is_missing_says_how_to_train_it():
   with pytest.raises(ValueError, match="'base'.*train configs/vae.py:base.*--config.vae.weights"):
-    build.load_autoencoder("base")
+    autoencoder.load_autoencoder("base")
 
 
 def test_preconditioning_without_statistics_of_the_latents_is_refused(tmp_path, vae_file):

@@ -19,7 +19,7 @@ from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
 from sora_jax.prompting import tasks
-from sora_jax.tasks import build
+from sora_jax.tasks import sections
 from sora_jax.weights import folder, store
 from sora_jax.weights.folder import Network
 
@@ -376,7 +376,7 @@ def test_transformers_whose_output_means_something_else_are_refused(model_folder
     with pytest.raises(ValueError, match=f"dit.safetensors holds a transformer of format .*{cure}"):
       sora_jax.load(str(old))
     with pytest.raises(ValueError, match=cure):
-      build.init_from(
+      sections.init_from(
         {"train": {"init_from": str(old), "init_missing": "raise"}}, "dit.safetensors"
       )
 

@@ -6,12 +6,26 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from sora_jax import sharding
+from sora_jax.nn import layers
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 
-OF_ACTIVATIONS = {"row", "token", "channel"}
+
+@pytest.fixture
+def constrained(monkeypatch) -> set:
+  """Names of axes that activations are said to have, while a test runs."""
+  found = set()
+
+  def record(x, names, **options):
+    assert len(names) == x.ndim, f"{names} for an array of shape {x.shape}"
+    sharding.spec(*names)
+    found.update(names)
+    return x
+
+  monkeypatch.setattr(nn, "with_logical_constraint", record)
+  return found
 
 
 def names_of(module, *arguments) -> set:
@@ -25,7 +39,7 @@ def names_of(module, *arguments) -> set:
   return {name for leaf in leaves for name in leaf.names}
 
 
-def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
+def test_every_axis_has_a_rule_and_every_rule_an_axis(constrained):
   config = dict(width=16, depth=1, heads=2, in_channels=4, out_channels=4, text_width=8)
   layout = packing.layout_of(
     {**packing.place([[((1, 1, 1), 0.0)]], 2, 1), "text_segment": np.ones((1, 2), np.int32)}
@@ -37,7 +51,8 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
   ids = jnp.ones((1, 2), jnp.int32)
   text = TextConfig(vocab_size=8, width=16, depth=1, heads=2, head_size=8, mlp_width=16)
   found |= names_of(TextEncoder(text), ids, ids)
-  assert found == {name for name, _ in sharding.AXIS_RULES} - OF_ACTIVATIONS
+  assert found | constrained == {name for name, _ in sharding.AXIS_RULES}
+  assert constrained - found == {"row", "token", "word", "slot", "channel"}
 
 
 def test_no_activation_or_parameter_asks_for_a_mesh_axis_twice():
@@ -45,6 +60,50 @@ def test_no_activation_or_parameter_asks_for_a_mesh_axis_twice():
     ("data", "fsdp"), "context", None
   )
   assert sharding.spec("width", "mlp") == PartitionSpec("fsdp", "tensor")
+
+
+def test_a_parameter_is_gathered_in_the_type_it_is_used_in_and_its_gradient_put_back(constrained):
+  kernel, x = jnp.ones((4, 6)), jnp.ones((2, 3, 4))
+  layer = layers.Linear((6,), ("width", "mlp"), bias=False, dtype=jnp.bfloat16)
+  gradient = jax.grad(lambda k: layer.apply({"params": {"kernel": k}}, x).sum().astype(float))
+  assert gradient(kernel).dtype == jnp.float32
+  assert constrained == {"channel", "mlp", "width", "row", "token"}
+
+
+def test_a_mesh_that_cannot_split_evenly_is_named():
+  mesh = jax.sharding.AbstractMesh((1, 4, 1, 3), sharding.MESH_AXES)
+  good = {"layer": {"kernel": np.zeros((8, 6))}}
+  names = {"layer": {"kernel": ("width", "mlp")}}
+  sharding.check_sizes(mesh, good, names)
+  bad = {"layer": {"kernel": np.zeros((8, 7))}}
+  with pytest.raises(ValueError, match="layer.kernel has 7 along 'mlp'.*tensor, 3 parts"):
+    sharding.check_sizes(mesh, bad, names)
+
+
+def test_the_state_lies_as_its_parameters_do():
+  mesh = sharding.make_mesh((1, 1, 1, 1), jax.devices()[:1])
+  axes = {"dit": {"up": ("width", "mlp"), "gain": ("width",)}}
+  leaf = {"dit": {"up": np.zeros((4, 8)), "gain": np.zeros(4)}}
+  state = {"params": leaf, "opt": ({"mu": leaf}, {"count": np.zeros(())}), "up": np.zeros(3)}
+  placed = jax.tree.map(lambda x: x.spec, sharding.of_state(mesh, state, axes))
+  assert placed["params"]["dit"] == {"up": PartitionSpec("fsdp", "tensor"),
+                                     "gain": PartitionSpec("fsdp")}  # fmt: skip
+  assert placed["opt"][0]["mu"] == placed["params"]
+  assert placed["opt"][1]["count"] == placed["up"] == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+  "shape, method, message",
+  [
+    ((1, 1, 2, 1), "rings", "'rings'; allowed: auto, ring, ulysses"),
+    ((1, 1, 1, 3), "auto", "4 heads cannot be split over a tensor axis of 3"),
+    ((1, 1, 3, 2), "ulysses", "2 heads a device.*context axis of 3; use method 'ring'"),
+  ],
+)
+def test_attention_says_what_a_mesh_cannot_do(shape, method, message):
+  mesh = jax.sharding.AbstractMesh(shape, sharding.MESH_AXES)
+  with pytest.raises(ValueError, match=message):
+    sharding.attentions(mesh, 4, method)
 
 
 def test_an_unknown_name_is_an_error():

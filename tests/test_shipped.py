@@ -14,7 +14,7 @@ from sora_jax.data.world import World, WorldConfig
 from sora_jax.evaluation import detectors, release
 from sora_jax.nn import vae
 from sora_jax.prompting import tasks
-from sora_jax.tasks import build
+from sora_jax.tasks import autoencoder
 from sora_jax.weights import store
 
 ROOT = pathlib.Path(sora_jax.weights.__file__).parent
@@ -62,7 +62,7 @@ def test_files_hold_the_weights_that_were_measured(folder):
 
 
 def test_the_autoencoders_recorded_figures_are_reproduced(folder):
-  found = build.load_autoencoder(str(folder))
+  found = autoencoder.load_autoencoder(str(folder))
   encode, decode = (jax.jit(f, static_argnums=0) for f in (vae.encode, vae.decode))
 
   def reconstruct(video_THWC):

@@ -15,7 +15,7 @@ import sora_jax.weights
 from sora_jax.data import transforms
 from sora_jax.data.world import WorldConfig
 from sora_jax.nn import vae
-from sora_jax.tasks import build
+from sora_jax.tasks import autoencoder
 from sora_jax.weights import store
 
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
@@ -81,7 +81,7 @@ class Autoencoder:
 
   def __init__(self, name: str):
     shipped = pathlib.Path(sora_jax.weights.__file__).parent / name
-    found = build.load_autoencoder(str(shipped if shipped.is_dir() else name))
+    found = autoencoder.load_autoencoder(str(shipped if shipped.is_dir() else name))
     self.config, self.variables = found.network.config, jax.tree.map(jnp.asarray, found.variables)
     self._encode = jax.jit(vae.encode, static_argnums=0)
     self._decode = jax.jit(vae.decode, static_argnums=0)

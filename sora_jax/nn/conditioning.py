@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from sora_jax.nn.layers import Linear
+from sora_jax.nn.layers import SLOTS, WORDS, Linear
 from sora_jax.ops.packing import Layout, segment_lengths, take_segments, vector_sums
 from sora_jax.ops.positions import fourier
 
@@ -32,8 +32,11 @@ class VectorMLP(nn.Module):
 
   @nn.compact
   def __call__(self, features: Float[Array, "R n f"]) -> Float[Array, "R n D"]:
-    x = Linear((self.width,), ("condition", "width"), start=normal, name="up")(features)
-    return Linear((self.width,), ("condition", "width"), start=normal, name="down")(jax.nn.silu(x))
+    def layer(name: str, x: Array) -> Array:
+      names = ("condition", "width")
+      return Linear((self.width,), names, start=normal, lead=SLOTS, name=name)(x)
+
+    return layer("down", jax.nn.silu(layer("up", features)))
 
 
 class TimeEmbedding(nn.Module):
@@ -97,12 +100,12 @@ class TextProjection(nn.Module):
 
   @nn.compact
   def __call__(self, text_RMU: Float[Array, "R M U"]) -> Float[Array, "R M D"]:
-    x = Linear((self.width,), ("text", "width"), start=normal, dtype=self.dtype, name="up")(
-      text_RMU
-    )
-    x = jax.nn.gelu(x, approximate=True)
-    return Linear((self.width,), ("condition", "width"), start=normal, dtype=self.dtype,
-                  name="down")(x)  # fmt: skip
+    def layer(name: str, of: str, x: Array) -> Array:
+      return Linear(
+        (self.width,), (of, "width"), start=normal, dtype=self.dtype, lead=WORDS, name=name
+      )(x)
+
+    return layer("down", "condition", jax.nn.gelu(layer("up", "text", text_RMU), approximate=True))
 
 
 class Modulation(nn.Module):
@@ -115,7 +118,7 @@ class Modulation(nn.Module):
   def __call__(self, condition_RQD: Float[Array, "R Q D"]) -> Float[Array, "R Q parts D"]:
     return Linear(
       (self.parts, self.width), ("condition", "modulation", "width"),
-      start=nn.initializers.zeros, name="linear",
+      start=nn.initializers.zeros, lead=SLOTS, name="linear",
     )(jax.nn.silu(condition_RQD))  # fmt: skip
 
 

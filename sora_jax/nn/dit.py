@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int
 from sora_jax.nn import conditioning
 from sora_jax.nn.dit_blocks import Block, Head, Shared
 from sora_jax.nn.dit_config import DiTConfig
-from sora_jax.nn.layers import Linear
+from sora_jax.nn.layers import TOKENS, Linear, constrain, gathered
 from sora_jax.ops import attention as attention_ops
-from sora_jax.ops import block_attention, packing, positions, precondition
+from sora_jax.ops import flash, packing, positions, precondition
 from sora_jax.ops.packing import Layout
 
 
@@ -26,10 +26,13 @@ class DiT(nn.Module):
 
   Attributes:
     config: its shape. attention: how queries find their segment's keys, see `ops.attention`.
+    cross_attention: the same for the keys of texts; None = as `attention`. The two differ on a
+      mesh that splits rows: tokens are shared out, texts are not.
   """
 
   config: DiTConfig
-  attention: attention_ops.Attention = block_attention.attend
+  attention: attention_ops.Attention = flash.attend
+  cross_attention: attention_ops.Attention | None = None
 
   @nn.compact
   def __call__(
@@ -79,7 +82,7 @@ class DiT(nn.Module):
     if c.spread:
       out = precondition.leave(self.cells(out_RLP), level, spread_Z)
       out_RLP = out.reshape(out_RLP.shape)
-    out_RLP = nn.with_logical_constraint(out_RLP, ("row", "token", "patch"))
+    out_RLP = constrain(out_RLP, *TOKENS, "patch")
     return jnp.where((layout.segment_RL > 0)[..., None], out_RLP, 0.0)
 
   def cells(self, tokens_RLP: Array) -> Array:
@@ -122,6 +125,7 @@ class DiT(nn.Module):
     if c.classes:
       init = nn.with_logical_partitioning(conditioning.normal, ("class", "width"))
       table = self.param("classes", init, (c.classes, c.width))
+      table = gathered(table, ("class", "width"))
       condition_RQD += conditioning.per_slot(table[label_RS], layout)
     per_block = condition_RQD
     if c.modulation == "single":
@@ -174,4 +178,4 @@ class DiT(nn.Module):
     return nn.scan(
       block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
       length=c.depth, unroll=c.scan_unroll, metadata_params={nn.PARTITION_NAME: "layers"},
-    )(c, self.attention, name="blocks")  # fmt: skip
+    )(c, self.attention, self.cross_attention or self.attention, name="blocks")  # fmt: skip

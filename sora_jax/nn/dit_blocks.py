@@ -14,7 +14,19 @@ from jaxtyping import Array, Float, Int
 
 from sora_jax.nn import conditioning
 from sora_jax.nn.dit_config import DiTConfig
-from sora_jax.nn.layers import ACTIVATIONS, MLP, LayerNorm, Linear, RMSNorm, stacked, xavier
+from sora_jax.nn.layers import (
+  ACTIVATIONS,
+  MLP,
+  TOKENS,
+  WORDS,
+  LayerNorm,
+  Linear,
+  RMSNorm,
+  constrain,
+  gathered,
+  stacked,
+  xavier,
+)
 from sora_jax.ops import attention as attention_ops
 from sora_jax.ops import positions
 from sora_jax.ops.linear import settle
@@ -70,7 +82,7 @@ class CrossAttention(nn.Module):
     q_RLAK = Linear((c.heads, c.head_size), names, bias=c.qkv_bias, dtype=dtype, name="q")(x_RLD)
     kv_RM2AK = Linear(
       (2, c.heads, c.head_size), ("width", "qkv", "heads", "head_size"), bias=c.qkv_bias,
-      start=stacked(xavier(), 1), dtype=dtype, name="kv",
+      start=stacked(xavier(), 1), dtype=dtype, lead=WORDS, name="kv",
     )(shared.text_RMD)  # fmt: skip
     k_RMAK, v_RMAK = unstack(kv_RM2AK)
     q_RLAK, k_RMAK = qk_normed(c, q_RLAK, k_RMAK)
@@ -108,13 +120,14 @@ class Block(nn.Module):
 
   config: DiTConfig
   attention: attention_ops.Attention
+  cross_attention: attention_ops.Attention
 
   @nn.compact
   def __call__(
     self, x_RLD: Float[Array, "R L D"], shared: Shared
   ) -> tuple[Float[Array, "R L D"], None]:
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_RLD = nn.with_logical_constraint(settle(x_RLD), ("row", "token", "channel"))
+    x_RLD = constrain(settle(x_RLD), *TOKENS, "channel")
     slot_RL = shared.slot_RL
     shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(shared)
     h_RLD = settle(adaptive_norm(x_RLD, shift1, scale1, slot_RL, c.norm_eps).astype(dtype))
@@ -122,11 +135,13 @@ class Block(nn.Module):
     x_RLD = settle(gated_sum(x_RLD, h_RLD, gate1, slot_RL))
     if shared.text_RMD is not None:
       h_RLD = LayerNorm(c.norm_eps, name="cross_norm")(x_RLD) if c.cross_norm else x_RLD
-      h_RLD = CrossAttention(c, self.attention, name="cross")(settle(h_RLD.astype(dtype)), shared)
+      cross = CrossAttention(c, self.cross_attention, name="cross")
+      h_RLD = cross(settle(h_RLD.astype(dtype)), shared)
       x_RLD = settle((x_RLD + h_RLD).astype(x_RLD.dtype))
     h_RLD = settle(adaptive_norm(x_RLD, shift2, scale2, slot_RL, c.norm_eps).astype(dtype))
     h_RLD = MLP(round(c.width * c.mlp_ratio), c.mlp_activation, dtype, name="mlp")(h_RLD)
-    return gated_sum(x_RLD, h_RLD, gate2, slot_RL), None
+    x_RLD = gated_sum(x_RLD, h_RLD, gate2, slot_RL)
+    return constrain(x_RLD, *TOKENS, "channel"), None
 
   def modulation(self, shared: Shared) -> list[Array]:
     """The six tables of this block, one vector per slot: shift, scale, gate, twice."""
@@ -136,6 +151,7 @@ class Block(nn.Module):
     else:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("modulation", "width"))
       own_6D = self.param("modulation", zeros, (6, c.width))
+      own_6D = gathered(own_6D, ("modulation", "width"))
       table_RQ6D = shared.condition_RQX + own_6D[None, None]
     return [table_RQ6D[:, :, i] for i in range(6)]
 
@@ -162,6 +178,7 @@ class Head(nn.Module):
     else:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("modulation", "width"))
       own_2D = self.param("modulation", zeros, (2, c.width))
+      own_2D = gathered(own_2D, ("modulation", "width"))
       table_RQ2D = condition_RQD[:, :, None] + own_2D[None, None]
     shift_RQD, scale_RQD = table_RQ2D[:, :, 0], table_RQ2D[:, :, 1]
     h_RLD = settle(adaptive_norm(settle(x_RLD), shift_RQD, scale_RQD, slot_RL, c.norm_eps))

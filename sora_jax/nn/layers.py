@@ -4,17 +4,67 @@ Names say what an axis is, never where it lives: `sharding.py` maps them to a me
 float32; `dtype` is the type in which a layer computes.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.spmd import RulesFallback
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sora_jax.ops.linear import linear
 
 Initializer = Callable[..., Array]
+
+
+Names = tuple[str | None, ...]
+
+STORED_IN_PARTS = {"width": "channel"}
+"""Axes of parameters that devices share between them, and what the axis is called once a device
+has gathered the parameter to compute with it."""
+
+TOKENS = ("row", "token")
+SLOTS = ("row", "slot")
+WORDS = ("row", "word")
+"""Leading axes of what is known of each token, each time slot (or segment), each text token."""
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+  """Says which logical axes an activation has: a constraint on where it lies on a mesh.
+
+  Outside a mesh (`sharding.using`) it is the identity.
+
+  Raises: ValueError for a name that no rule knows.
+  """
+  return nn.with_logical_constraint(x, names, fallback=RulesFallback.RAISE_ERROR)
+
+
+def computed(names: Names) -> Names:
+  """Names of the axes of a parameter as it is computed with."""
+  return tuple(STORED_IN_PARTS.get(name, name) for name in names)
+
+
+def gathered(param: Array, names: Names, dtype: DTypeLike = jnp.float32) -> Array:
+  """A parameter as it is computed with: cast, then whole along the axes stored in parts.
+
+  Devices so exchange it in `dtype` and just before it is used; its gradient is summed straight into
+  the parts (ZeRO stage 3: Rajbhandari et al. 2019, arXiv 1910.02054).
+  """
+  return _gathered(tuple(names), jnp.dtype(dtype), jnp.dtype(param.dtype), param)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _gathered(names: Names, dtype: DTypeLike, stored: DTypeLike, param: Array) -> Array:
+  del stored
+  return constrain(param.astype(dtype), *computed(names))
+
+
+_gathered.defvjp(
+  lambda names, dtype, stored, param: (_gathered(names, dtype, stored, param), None),
+  lambda names, dtype, stored, _, given: (constrain(given, *names).astype(stored),),
+)
 
 
 def relu_squared(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -69,14 +119,16 @@ class Linear(nn.Module):
     bias: whether there is one (zeros at the start).
     start: kernel initialiser; Xavier-uniform by default.
     dtype: type of the product.
+    lead: logical names of the axes of x that are kept.
   """
 
   out: tuple[int, ...]
-  names: tuple[str | None, ...]
+  names: Names
   num_in: int = 1
   bias: bool = True
   start: Initializer | None = None
   dtype: DTypeLike = jnp.float32
+  lead: Names = TOKENS
 
   @nn.compact
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -84,12 +136,12 @@ class Linear(nn.Module):
     shape = (*x.shape[-n:], *self.out)
     init = self.start or xavier(n)
     kernel = self.param("kernel", nn.with_logical_partitioning(init, self.names), shape)
-    y = linear(x.astype(self.dtype), kernel.astype(self.dtype), n)
+    y = linear(x.astype(self.dtype), gathered(kernel, self.names, self.dtype), n)
     if self.bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[n:])
-      bias = self.param("bias", zeros, self.out).astype(self.dtype)
+      bias = gathered(self.param("bias", zeros, self.out), self.names[n:], self.dtype)
       y = y + bias.reshape(*(1,) * (y.ndim - bias.ndim), *bias.shape)
-    return y
+    return constrain(y, *self.lead, *computed(self.names[n:]))
 
 
 def layer_norm(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
@@ -114,6 +166,7 @@ class LayerNorm(nn.Module):
     shape, names = (x.shape[-1],), ("width",)
     gain = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, names), shape)
     offset = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), shape)
+    gain, offset = gathered(gain, names), gathered(offset, names)
     lead = (1,) * (x.ndim - 1)
     return layer_norm(x, self.eps) * gain.reshape(*lead, -1) + offset.reshape(*lead, -1)
 
@@ -128,7 +181,7 @@ class RMSNorm(nn.Module):
     names: logical names of the normalised axes. eps: in the units of x squared.
   """
 
-  names: tuple[str | None, ...]
+  names: Names
   eps: float = 1e-6
 
   @nn.compact
@@ -138,6 +191,7 @@ class RMSNorm(nn.Module):
     gain = self.param(
       "scale", nn.with_logical_partitioning(nn.initializers.ones, self.names), shape
     )
+    gain = gathered(gain, self.names)
     y = x.astype(jnp.float32)
     over = tuple(range(x.ndim - n, x.ndim))
     y = y * jax.lax.rsqrt(jnp.square(y).mean(over, keepdims=True) + self.eps)

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from sora_jax.nn.layers import Linear, RMSNorm
+from sora_jax.nn.layers import WORDS, Linear, RMSNorm, constrain, gathered
 from sora_jax.shapes import PAD_SEGMENT
 
 _MASKED = -1e9
@@ -121,8 +121,9 @@ class SelfAttention(nn.Module):
     def project(name: str, std: float) -> Float[Array, "R M A K"]:
       names = ("width", "heads", "head_size")
       return Linear(
-        (c.heads, c.head_size), names, bias=False, start=_normal(std), dtype=dtype, name=name
-      )(x_RMD)
+        (c.heads, c.head_size), names, bias=False, start=_normal(std), dtype=dtype, lead=WORDS,
+        name=name,
+      )(x_RMD)  # fmt: skip
 
     q_RMAK = project("query", (c.width * c.head_size) ** -0.5)
     k_RMAK = project("key", c.width**-0.5)
@@ -133,7 +134,7 @@ class SelfAttention(nn.Module):
     init = _normal((c.heads * c.head_size) ** -0.5)
     return Linear(
       (c.width,), ("heads", "head_size", "width"), num_in=2, bias=False, start=init, dtype=dtype,
-      name="out",
+      lead=WORDS, name="out",
     )(mixed_RMAK)  # fmt: skip
 
 
@@ -148,7 +149,9 @@ class FeedForward(nn.Module):
 
     def dense(x: Array, name: str, out: int, names: tuple[str, str]) -> Array:
       init = _normal(x.shape[-1] ** -0.5)
-      return Linear((out,), names, bias=False, start=init, dtype=jnp.dtype(c.dtype), name=name)(x)
+      return Linear(
+        (out,), names, bias=False, start=init, dtype=jnp.dtype(c.dtype), lead=WORDS, name=name
+      )(x)
 
     hidden_RMF = dense(x_RMD, "wi", c.mlp_width, ("width", "mlp"))
     if c.activation == "relu":
@@ -178,7 +181,8 @@ class TextEncoder(nn.Module):
     dtype = jnp.dtype(c.dtype)
     init = nn.with_logical_partitioning(_normal(1.0), ("vocab", "width"))
     table_VD = self.param("embedding", init, (c.vocab_size, c.width), jnp.float32)
-    x_RMD = table_VD[ids_RM].astype(dtype)
+    x_RMD = gathered(table_VD, ("vocab", "width"), dtype)[ids_RM]
+    x_RMD = constrain(x_RMD, *WORDS, "channel")
     row_len = ids_RM.shape[1]
     real_RM = segment_RM != PAD_SEGMENT
     same_RMM = (segment_RM[:, :, None] == segment_RM[:, None, :]) & real_RM[:, None, :]

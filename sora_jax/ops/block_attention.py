@@ -7,58 +7,47 @@ algorithm 1), the gradient recomputes the weights from their kept logarithm (alg
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from sora_jax.ops.attention import MASKED, TINY, attention
+from sora_jax.ops.attention import MASKED, TINY
 from sora_jax.ops.block_plan import BlockPlan, block_plan, pad_to_blocks
 from sora_jax.shapes import PAD_SEGMENT
 
-LONG = 1 << 21
-"""Pairs of a row above which blocks pay: at 1,024 tokens all scores at once are faster."""
+BLOCK = 128
+"""Tokens per block of queries and of keys."""
 
 
-def attend(
-  q_RLAK: Float[Array, "R L A K"],
-  k_RMAK: Float[Array, "R M A K"],
-  v_RMAK: Float[Array, "R M A K"],
-  segment_RL: Int[Array, "R L"],
-  segment_RM: Int[Array, "R M"],
-) -> Float[Array, "R L A K"]:
-  """`ops.attention.attention` for short rows, `block_attention` for long ones."""
-  long = q_RLAK.shape[1] * k_RMAK.shape[1] > LONG
-  chosen = block_attention if long else attention
-  return chosen(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM)
+def forward(
+  q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
+  v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
+  block: int = BLOCK,
+) -> tuple[Float[Array, "R L A K"], Float[Array, "R L A"]]:  # fmt: skip
+  """Attention and the logarithm of each query's total weight, as `ops.flash.forward`."""
+  q, k, v, tables = blocked(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, block)
+  out, log_total = _forward(q, k, v, tables)
+  L = q_RLAK.shape[1]
+  return rows_of(out, L), rows_of(log_total, L)[..., 0]
 
 
-def block_attention(
-  q_RLAK: Float[Array, "R L A K"],
-  k_RMAK: Float[Array, "R M A K"],
-  v_RMAK: Float[Array, "R M A K"],
-  segment_RL: Int[Array, "R L"],
-  segment_RM: Int[Array, "R M"],
-  block: int = 128,
-) -> Float[Array, "R L A K"]:
-  """Agrees with `ops.attention.reference_attention`; see there.
-
-  Args:
-    block: tokens per block of queries and of keys.
-  """
-  scale = jnp.asarray(q_RLAK.shape[-1] ** -0.5, q_RLAK.dtype)
-  block_l, block_m = min(block, q_RLAK.shape[1]), min(block, k_RMAK.shape[1])
-  tables = Tables(
-    block_plan(segment_RL, segment_RM, block_l, block_m),
-    blocks_of(pad_to_blocks(segment_RL, block_l), block_l),
-    blocks_of(pad_to_blocks(segment_RM, block_m), block_m),
-  )
-  q_RIABK = head_blocks(q_RLAK * scale, block_l)
-  k_RJABK, v_RJABK = head_blocks(k_RMAK, block_m), head_blocks(v_RMAK, block_m)
-  out_RIABK = _block_attention(q_RIABK, k_RJABK, v_RJABK, tables)
-  R, I, A, B, K = out_RIABK.shape
-  out_RLAK = out_RIABK.swapaxes(2, 3).reshape(R, I * B, A, K)
-  return out_RLAK[:, : q_RLAK.shape[1]]
+def backward(
+  q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
+  v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
+  out_RLAK: Float[Array, "R L A K"], log_RLA: Float[Array, "R L A"],
+  given_RLAK: Float[Array, "R L A K"], block: int = BLOCK,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+  """Gradients of queries, keys and values, as `ops.flash.backward`."""
+  q, k, v, tables = blocked(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, block)
+  size = q.shape[3]
+  along_RLA1 = (given_RLAK.astype(jnp.float32) * out_RLAK).sum(-1, keepdims=True)
+  along, log_total = head_blocks(along_RLA1, size), head_blocks(log_RLA[..., None], size)
+  to_q, to_k, to_v = _backward(q, k, v, tables, along, log_total, head_blocks(given_RLAK, size))
+  scale, L, M = q_RLAK.shape[-1] ** -0.5, q_RLAK.shape[1], k_RMAK.shape[1]
+  return (
+    rows_of(to_q * scale, L).astype(q_RLAK.dtype), rows_of(to_k, M).astype(k_RMAK.dtype),
+    rows_of(to_v, M).astype(v_RMAK.dtype),
+  )  # fmt: skip
 
 
 class Tables(NamedTuple):
@@ -79,6 +68,29 @@ def head_blocks(x_RLAK: Array, block: int) -> Array:
   R, L, A, K = x_RLAK.shape
   x_RLAK = jnp.pad(x_RLAK, ((0, 0), (0, -L % block), (0, 0), (0, 0)))
   return x_RLAK.reshape(R, -1, block, A, K).swapaxes(2, 3)
+
+
+def rows_of(x_RIABK: Array, length: int) -> Array:
+  """The inverse of `head_blocks`: `[R, L, A, K]`."""
+  R, I, A, B, K = x_RIABK.shape
+  return x_RIABK.swapaxes(2, 3).reshape(R, I * B, A, K)[:, :length]
+
+
+def blocked(
+  q_RLAK: Array, k_RMAK: Array, v_RMAK: Array, segment_RL: Array, segment_RM: Array, block: int
+) -> tuple[Array, Array, Array, Tables]:
+  """Scaled queries, keys and values in blocks, and which blocks meet."""
+  block_l, block_m = min(block, q_RLAK.shape[1]), min(block, k_RMAK.shape[1])
+  tables = Tables(
+    block_plan(segment_RL, segment_RM, block_l, block_m),
+    blocks_of(pad_to_blocks(segment_RL, block_l), block_l),
+    blocks_of(pad_to_blocks(segment_RM, block_m), block_m),
+  )
+  scale = jnp.asarray(q_RLAK.shape[-1] ** -0.5, q_RLAK.dtype)
+  return (
+    head_blocks(q_RLAK * scale, block_l), head_blocks(k_RMAK, block_m),
+    head_blocks(v_RMAK, block_m), tables,
+  )  # fmt: skip
 
 
 def read(x: Array, row: Array, block: Array) -> Array:
@@ -109,12 +121,7 @@ def scores(tables: Tables, q: Array, k: Array, pair: Array) -> tuple[Array, Arra
   return products(q, k, 2, 2), mask[None]
 
 
-@jax.custom_vjp
-def _block_attention(q: Array, k: Array, v: Array, tables: Tables) -> Array:
-  return _forward(q, k, v, tables)[0]
-
-
-def _forward(q: Array, k: Array, v: Array, tables: Tables) -> tuple[Array, tuple]:
+def _forward(q: Array, k: Array, v: Array, tables: Tables) -> tuple[Array, Array]:
   plan = tables.plan
 
   def add_pair(pair, state):
@@ -136,14 +143,14 @@ def _forward(q: Array, k: Array, v: Array, tables: Tables) -> tuple[Array, tuple
   total = jnp.zeros((R, I, A, B, 1), jnp.float32)
   out = jnp.zeros(q.shape, jnp.float32)
   peak, total, out = lax.fori_loop(0, plan.count, add_pair, (peak, total, out))
-  out = (out / jnp.maximum(total, TINY)).astype(q.dtype)
-  return out, (q, k, v, tables, out, peak + jnp.log(jnp.maximum(total, TINY)))
+  log_total = jnp.where(total > 0, peak + jnp.log(jnp.maximum(total, TINY)), MASKED)
+  return (out / jnp.maximum(total, TINY)).astype(q.dtype), log_total
 
 
-def _backward(saved: tuple, given: Array) -> tuple:
-  q, k, v, tables, out, log_total = saved
+def _backward(
+  q: Array, k: Array, v: Array, tables: Tables, along: Array, log_total: Array, given: Array
+) -> tuple[Array, Array, Array]:
   plan = tables.plan
-  along = (given.astype(jnp.float32) * out).sum(-1, keepdims=True)
 
   def add_pair(pair, state):
     to_q, to_k, to_v = state
@@ -162,9 +169,4 @@ def _backward(saved: tuple, given: Array) -> tuple:
     return add(to_q, to_q_ABK, at), add(to_k, to_k_ACK, keys), add(to_v, to_v_ACK, keys)
 
   zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-  to_q, to_k, to_v = lax.fori_loop(0, plan.count, add_pair, zeros)
-  nothing = jax.tree.map(lambda _: None, tables)
-  return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), nothing
-
-
-_block_attention.defvjp(_forward, _backward)
+  return lax.fori_loop(0, plan.count, add_pair, zeros)

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 
+from sora_jax import sharding
 from sora_jax.data import tokenizers
 from sora_jax.data.pipeline import PipelineConfig, packed_rows
 from sora_jax.data.table import ClipSource
@@ -75,6 +77,7 @@ class TextToVideo:
   frames_per_latent: f_t.  tokenizer_name: as in the config.  sampling: what a sampler should use
   by default.  heldout_batches: of the held-out loss.  init_from: a model folder or None.
   grow: parameters that init_from lacks start at random instead of being an error.
+  context_method: see `sharding.attentions`.  mesh: where it runs; None = one device.
   """
 
   dit: DiT
@@ -89,6 +92,8 @@ class TextToVideo:
   heldout_batches: int = 8
   init_from: Path | None = None
   grow: bool = False
+  context_method: str = "auto"
+  mesh: Mesh | None = None
   name: str = "text_to_video"
 
   def init(self, key):
@@ -96,12 +101,13 @@ class TextToVideo:
       networks = folder_lib.read(self.init_from)
       found = {name: networks[name].tree for name in ("dit", "text")}
       if self.grow:
-        found = store.filled(found, nn.meta.unbox(self._init(key)))
-      store.check(found, jax.eval_shape(self._init, key), str(self.init_from))
+        found = store.filled(found, nn.meta.unbox(self.init_new(key)))
+      store.check(found, jax.eval_shape(self.init_new, key), str(self.init_from))
       return jax.tree.map(jnp.asarray, found)
-    return nn.meta.unbox(self._init(key))
+    return nn.meta.unbox(self.init_new(key))
 
-  def _init(self, key):
+  def init_new(self, key):
+    """Fresh parameters, in boxes that hold the names of their axes."""
     dit_key, text_key = jax.random.split(key)
     R, L, S, M = 1, 8, 1, 4
     layout = packing.layout_of(packing.place([[((1, 2, 2), 0.0)]], L, S) | {
@@ -110,17 +116,28 @@ class TextToVideo:
     tokens_RLP = jnp.zeros((R, L, self.dit.config.cells * self.dit.config.in_channels))
     text_RMU = jnp.zeros((R, M, self.dit.config.text_width))
     ids_RM = jnp.zeros((R, M), jnp.int32)
+    alone = self.dit.clone(attention=DiT.attention, cross_attention=None)
     return {
-      "dit": self.dit.init(dit_key, tokens_RLP, jnp.zeros((R, S)), layout, text_RMU)["params"],
+      "dit": alone.init(dit_key, tokens_RLP, jnp.zeros((R, S)), layout, text_RMU)["params"],
       "text": self.text.init(text_key, ids_RM, ids_RM)["params"],
     }
 
   def axes(self):
-    boxed = jax.eval_shape(self._init, jax.random.key(0))
+    boxed = jax.eval_shape(self.init_new, jax.random.key(0))
     is_box = functools.partial(_is_instance, nn.Partitioned)
     return jax.tree.map(
       lambda x: tuple(x.names) if is_box(x) else (None,) * x.ndim, boxed, is_leaf=is_box
     )
+
+  def on(self, mesh):
+    near, far = sharding.attentions(mesh, self.dit.config.heads, self.context_method)
+    dit = self.dit.clone(attention=near, cross_attention=far)
+    return dataclasses.replace(self, dit=dit, mesh=mesh)
+
+  def batch_axes(self):
+    token, tokens = ("row", "token"), ("row", "token", None)
+    axes = {"segment": token, "slot": token, "coord": tokens, "patch": tokens}
+    return axes | {"known": tokens, "canvas": tokens}
 
   def loss(self, params, batch, key, progress):
     del progress
@@ -229,9 +246,7 @@ class TextToVideo:
 
     What runs once per slot or segment (time, size, pooled text, modulation) is left out.
     """
-    shapes = jax.eval_shape(self.init, jax.random.key(0)) if self.init_from is None else (
-      nn.meta.unbox(jax.eval_shape(self._init, jax.random.key(0)))
-    )  # fmt: skip
+    shapes = nn.meta.unbox(jax.eval_shape(self.init_new, jax.random.key(0)))
     flat = flax.traverse_util.flatten_dict(shapes, sep="/")
     of_token = of_text = 0
     per_segment = ("/time/", "/size/", "/pooled/")
@@ -283,16 +298,21 @@ class HeldOutLoss:
 
   def __call__(self, params, step, folder):
     del step, folder
-    stream, total = self.task.heldout(), np.zeros(2)
+    task, total = self.task, np.zeros(2)
+    stream = task.heldout()
     for i in range(self.batches):
-      ratio = _loss_of(self.task.loss, params, next(stream), jax.random.key(i))
+      batch = next(stream)
+      if task.mesh is not None:
+        batch = sharding.put_batch(task.mesh, batch, task.batch_axes())
+      ratio = _loss_of(task, params, batch, jax.random.key(i))
       total += np.array([float(ratio.numerator), float(ratio.denominator)])
     return {"loss": total[0] / total[1]}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _loss_of(loss, params, batch, key):
-  return loss(params, batch, key, jnp.ones(()))[0]
+def _loss_of(task, params, batch, key):
+  with sharding.using(task.mesh):
+    return task.loss(params, batch, key, jnp.ones(()))[0]
 
 
 def extent(source: ClipSource, patch: Sequence[int], frames_per_latent: int) -> list[float]:

@@ -75,6 +75,13 @@ class VaeTask:
   def axes(self):
     return None
 
+  def on(self, mesh):
+    del mesh
+    return self
+
+  def batch_axes(self):
+    return {}
+
   def loss(self, params, batch, key, progress):
     video_BTHWC = batch["video"].astype(jnp.float32) * (1 / 127.5) - 1.0
     sample_key, noise_key, level_key = jax.random.split(key, 3)

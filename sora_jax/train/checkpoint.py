@@ -18,6 +18,8 @@ MAY_CHANGE = (
   "train.save_every",
   "train.keep",
   "train.prefetch",
+  "train.mesh",
+  "train.context",
   "data.workers",
   "evaluation.",
 )

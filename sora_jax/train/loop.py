@@ -124,22 +124,27 @@ class _Runner:
   """The loop's variables; each method is one of the five parts of a turn."""
 
   def __init__(self, task, config, optimizer, workdir, stack):
-    self.task, self.config, self.workdir = task, config, workdir
     self.mesh = sharding.make_mesh(config.mesh)
+    self.task, self.config, self.workdir = task.on(self.mesh), config, workdir
     self._checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.keep)
     stack.callback(self._checkpoints.close)
+    task, axes = self.task, self.task.axes()
     batches = task.batches()
-    self.state, notes = self._start(optimizer, batches)
+    self._optimizer = optimizer_lib.make(optimizer, axes)
+    self._placed = sharding.of_state(self.mesh, jax.eval_shape(self._create), axes)
+    self.state, notes = self._start(batches)
     self.step = self._first = int(self.state.step)
     self.total = config.steps if not config.minutes else int(self.state.total_steps)
     self._elapsed, self._since = notes["elapsed_sec"], time.perf_counter()
-    self._step_fn = step_lib.make_step(task.loss, optimizer, config.accumulate, task.axes())
+    self._step_fn = step_lib.make_step(
+      task.loss, optimizer, config.accumulate, axes, self.mesh, self._placed
+    )
     # Before the batches' thread starts: beside it the rate came out at half its value.
     self._rate, self._meter = metrics.matmul_rate(), metrics.Meter()
     logging.info("matmul rate of this machine: %.0f GFLOP/s", self._rate / 1e9)
     self._prefetcher = prefetch.Prefetcher(
       batches,
-      lambda b: sharding.put_batch(self.mesh, b),
+      lambda b: sharding.put_batch(self.mesh, b, task.batch_axes()),
       task.names,
       task.cost,
       config.prefetch,
@@ -154,21 +159,20 @@ class _Runner:
     self._read_at, self._untimed = time.perf_counter(), True
     self._saved = self.step if self.step else -1
 
-  def _start(self, optimizer: OptimizerConfig, batches) -> tuple[TrainState, dict]:
+  def _create(self) -> TrainState:
+    """The state before the first step; traceable."""
+    return state_lib.create(self.task.init, self._optimizer, self.config.seed, self.config.steps)
+
+  def _start(self, batches) -> tuple[TrainState, dict]:
     """Returns the newest saved state, or a fresh one; sets the stream to match."""
-
-    def create():
-      transform = optimizer_lib.make(optimizer, self.task.axes())
-      return state_lib.create(self.task.init, transform, self.config.seed, self.config.steps)
-
-    whole = sharding.replicated(self.mesh)
     like = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
-    )
+      lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+      jax.eval_shape(self._create), self._placed,
+    )  # fmt: skip
     found = self._checkpoints.restore(like)
     if found is None:
       self._iterator = json.dumps(batches.get_state())
-      return jax.jit(create, out_shardings=whole)(), {"elapsed_sec": 0.0}
+      return jax.jit(self._create, out_shardings=self._placed)(), {"elapsed_sec": 0.0}
     state, iterator, notes = found
     self._iterator = json.dumps(iterator)
     batches.set_state(iterator)

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from sora_jax import sharding
 from sora_jax.train import optimizer as optimizer_lib
 from sora_jax.train import state as state_lib
 from sora_jax.train.optimizer import OptimizerConfig
@@ -31,19 +33,23 @@ def make_step(
   config: OptimizerConfig,
   accumulate: int = 1,
   axes: Any = None,
+  mesh: Mesh | None = None,
+  placed: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
   """Returns the jitted step `(state, batch) -> (state, metrics)`; the state is donated.
 
   loss: as `Task.loss`.  accumulate: microbatches per step; every leading axis of the batch must be
-  a multiple of it.  axes: see `optimizer.make`. A step whose loss or gradient is not finite returns
-  the state as it came, with `finite` false: no later step can see the damage, and the host need not
-  wait to find out.
+  a multiple of it.  axes: see `optimizer.make`.  mesh: where the step runs; None = one device.
+  placed: shardings of the state on it, see `sharding.of_state`. A step whose loss or gradient is
+  not finite returns the state as it came, with `finite` false: no later step can see the damage,
+  and the host need not wait to find out.
   """
   optimizer = optimizer_lib.make(config, axes)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
     key, progress = state_lib.step_key(state), state_lib.progress(state)
-    ratios, grads = accumulated_gradients(loss, state.params, batch, key, progress, accumulate)
+    with sharding.using(mesh):
+      ratios, grads = accumulated_gradients(loss, state.params, batch, key, progress, accumulate)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(ratios["loss"].numerator)
     lr = optimizer_lib.learning_rate(config, state.step, state.total_steps)
@@ -55,7 +61,8 @@ def make_step(
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     return new, StepMetrics(ratios, grad_norm, lr, finite)
 
-  return jax.jit(step, donate_argnums=0)
+  out = None if mesh is None else (placed, sharding.replicated(mesh))
+  return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
 def accumulated_gradients(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+from jax.sharding import Mesh
 
 Params = Any
 Batch = dict[str, Any]
@@ -71,6 +72,15 @@ class Task(Protocol):
   def axes(self) -> Any:
     """Returns a tree like the parameters with the tuple of each one's logical axis names, or
     None if the network does not name them."""
+    ...
+
+  def on(self, mesh: Mesh) -> "Task":
+    """Returns the same task for devices that form this mesh, see `sharding.py`."""
+    ...
+
+  def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
+    """Returns the logical axes of those arrays of a batch of which more than the rows are split
+    between devices."""
     ...
 
   def loss(

@@ -1,21 +1,38 @@
 """Attention within segments: every implementation against the definition, that against torch."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sora_jax.nn.dit import DiT
+from sora_jax.ops import block_attention, splash
 from sora_jax.ops.attention import attention, reference_attention
-from sora_jax.ops.block_attention import LONG, attend, block_attention
 from sora_jax.ops.block_plan import block_plan, shared_blocks
+from sora_jax.ops.flash import LONG, attend, flash
+
+
+def by(kernel, **options):
+  """Attention by a kernel's two passes, as `ops.flash.flash` joins them."""
+
+  @jax.custom_vjp
+  def attend(*inputs):
+    return kernel.forward(*inputs, **options)[0]
+
+  def keep(*inputs):
+    out, log = kernel.forward(*inputs, **options)
+    return out, (*inputs, out, log)
+
+  attend.defvjp(keep, lambda saved, g: (*kernel.backward(*saved, g, **options), None, None))
+  return attend
+
 
 IMPLEMENTATIONS = {
   "written out": attention,
-  "blocks of 8": functools.partial(block_attention, block=8),
-  "one block": functools.partial(block_attention, block=128),
+  "flash": flash,
+  "blocks of 8": by(block_attention, block=8),
+  "one block": by(block_attention, block=128),
+  "splash": by(splash, interpret=True),
 }
 SELF = jnp.array(
   [[1] * 9 + [2] + [3] * 12 + [4] * 5 + [0] * 3, [1] * 30, [0] * 30, [1, 2, 3] + [0] * 27]

@@ -49,6 +49,12 @@ class Toy:
   def axes(self):
     return None
 
+  def on(self, mesh):
+    return self
+
+  def batch_axes(self):
+    return {}
+
   def loss(self, params, batch, key, progress):
     x = batch["x"] + 0.01 * jax.random.normal(key, batch["x"].shape)
     out = x @ params["layer"]["kernel"] + params["layer"]["bias"][None]

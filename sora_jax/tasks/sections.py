@@ -1,0 +1,159 @@
+"""Sections of a config as the typed values that tasks are built from, checked one by one."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from sora_jax.data.packing import TokenDrop
+from sora_jax.data.pipeline import PipelineConfig
+from sora_jax.data.prompt_mix import PromptMix
+from sora_jax.data.transforms import padded_frames
+from sora_jax.data.world import WorldConfig
+from sora_jax.diffusion.solvers import SOLVERS
+from sora_jax.tasks.autoencoder import factors
+from sora_jax.tasks.clips import ClipsConfig
+from sora_jax.tasks.typed import check_names, part, typed, without
+from sora_jax.weights import folder as folder_lib
+from sora_jax.weights import store
+
+PIPELINE = (
+  "rows", "row_len", "max_segments", "text_row_len", "streams", "window", "caption_long",
+  "caption_shots", "caption_dropout", "drop_to_fill", "too_long", "workers", "max_slots",
+)  # fmt: skip
+"""Keys of config.data that the pipeline reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """Names as in `configs/base.py`."""
+
+  prompts: int
+  sizes: tuple
+  frames: int
+  solver: str
+  steps: int
+  guidance: float
+  batches: int
+  seed: int
+
+  def __post_init__(self):
+    if self.solver not in SOLVERS:
+      raise ValueError(f"solver is {self.solver!r}; allowed: {', '.join(SOLVERS)}")
+    if min(self.prompts, self.steps, self.batches) < 1 or self.frames < 0:
+      raise ValueError("prompts, steps and batches must be at least 1, frames at least 0")
+    if any(not isinstance(size, list | tuple) or len(size) != 2 for size in self.sizes):
+      raise ValueError(f"sizes is {self.sizes}; give (width, height) pairs, like ((32, 32),)")
+    if not math.isfinite(self.guidance):
+      raise ValueError(f"guidance is {self.guidance}; it must be a number, 1 = off")
+
+
+def check_evaluation(evaluation: EvaluationConfig, world: WorldConfig | None) -> None:
+  """Raises a ValueError if the world cannot show the sizes and lengths that are to be sampled."""
+  if world is None:
+    return
+  sizes, frames = evaluation.sizes or world.sizes, evaluation.frames or max(world.frames)
+  try:
+    dataclasses.replace(world, sizes=sizes, frames=frames)
+  except ValueError as error:
+    raise ValueError(f"config.evaluation: {error}") from error
+
+
+def check_accumulate(config: Mapping, clips: int, what: str) -> None:
+  """Raises a ValueError if a batch cannot be split into `train.accumulate` equal parts."""
+  parts = config["train"]["accumulate"]
+  if parts < 1 or clips % parts:
+    raise ValueError(
+      f"config.train.accumulate is {parts}, but {what}; choose one that divides it, or 1"
+    )
+
+
+def check_cuts(config: Mapping, spatial: int) -> None:
+  """Raises a ValueError for sizes of cuts that the VAE, of this spatial factor, cannot take."""
+  for size in config["vae"]["sizes"]:
+    pair = isinstance(size, list | tuple) and len(size) == 2
+    if not pair or any(not isinstance(n, int) or n < 1 or n % spatial for n in size):
+      raise ValueError(
+        f"config.vae.sizes has {size}; each must be a (width, height) in multiples of {spatial},"
+        f" which is a latent cell of vae.size={config['vae']['size']!r}"
+      )
+
+
+def world_config(config: Mapping) -> WorldConfig:
+  """The world that is trained on."""
+  return typed(WorldConfig, "data.world", config["data"]["world"], split="train")
+
+
+def pipeline_config(config: Mapping, patch: tuple, frames_per_latent: int) -> PipelineConfig:
+  """The pipeline's view of the data section."""
+  data, drop = config["data"], config["data"]["token_drop"]
+  check_names("data.token_drop", drop, ("share", "scale", "hold", "end"))
+  token_drop = None
+  if drop["share"]:
+    if config["train"]["minutes"] > 0:
+      raise ValueError(
+        f"config.data.token_drop.share is {drop['share']:g} with train.minutes of "
+        f"{config['train']['minutes']:g}: dropping ends at a share of train.steps, and a run of so "
+        "many minutes takes others; set train.minutes=0, or share=0"
+      )
+    token_drop = typed(TokenDrop, "data.token_drop", drop, steps=config["train"]["steps"],
+                       alpha=2.0, beta=4.0)  # fmt: skip
+  values = part(data, *PIPELINE) | {"patch": patch, "seed": config["train"]["seed"]}
+  values |= {"prompts": prompts_of(data), "frames_per_latent": frames_per_latent}
+  try:
+    return PipelineConfig(
+      **values, token_drop=token_drop,
+      host_index=jax.process_index(), host_count=jax.process_count(),
+    )  # fmt: skip
+  except ValueError as error:
+    raise ValueError(f"config.data: {error}") from error
+
+
+def prompts_of(data: Mapping) -> PromptMix | None:
+  """Shares of image and video prompts; None where they are switched off."""
+  prompts = data["prompts"]
+  mix = typed(PromptMix, "data.prompts", without(prompts, "on"))
+  return mix if prompts["on"] else None
+
+
+def fits(source: ClipsConfig, pipeline: PipelineConfig, vae_config) -> None:
+  """Raises a ValueError if a clip of the world would fill more than a row."""
+  if source.world is None or pipeline.too_long != "raise":
+    return
+  f_t, f_s, _ = factors(vae_config)
+  p = pipeline.patch
+  for width, height in source.world.sizes:
+    for frames in source.world.frames:
+      t = -(-(1 + (padded_frames(frames, f_t) - 1) // f_t) // p.t)
+      tokens = t * -(-height // (f_s * p.h)) * -(-width // (f_s * p.w))
+      if tokens > pipeline.row_len:
+        raise ValueError(
+          f"config.data.row_len is {pipeline.row_len}, but a clip of {width}x{height} and"
+          f" {frames} frames takes {tokens} tokens; raise row_len, or take smaller clips"
+        )
+
+
+def init_from(config: Mapping, file: str) -> Path | None:
+  """The weights that start this leg, or None.  Raises: ValueError if there are none that fit."""
+  name, missing = config["train"]["init_from"], config["train"]["init_missing"]
+  if missing not in ("raise", "new"):
+    raise ValueError(f"config.train.init_missing is {missing!r}; allowed: 'raise', 'new'")
+  if not name:
+    return None
+  if file == "dit.safetensors":
+    folder_lib.check(found := folder_lib.find(name))
+    return found
+  for place in (Path(name), Path(name) / file, Path(name) / "model" / file):
+    if place.is_file():
+      return place
+  raise ValueError(f"config.train.init_from is {name!r}, which holds no {file}")
+
+
+def provenance_of(path: Path | None) -> dict | None:
+  """Returns how the weights that start a leg were made."""
+  if path is None:
+    return None
+  file = path if path.is_file() else path / "dit.safetensors"
+  return store.read_config(file)[1]["provenance"]

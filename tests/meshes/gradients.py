@@ -1,0 +1,96 @@
+"""First loss and gradients of text to video on meshes of eight devices, against one device.
+
+One JSON line a mesh: its name, the worst relative difference of a leaf (of loss, sums and
+gradients), and how many parameters are stored in parts.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax import sharding
+from sora_jax.data.pipeline import PipelineConfig
+from sora_jax.nn.dit import DiT
+from sora_jax.nn.dit_config import DiTConfig
+from sora_jax.nn.text import TextConfig, TextEncoder
+from sora_jax.ops import packing
+from sora_jax.tasks.text_to_video import DiffusionConfig, TextToVideo
+from sora_jax.train import step
+
+R, L, S, M = 8, 64, 6, 32
+MESHES = ((1, 1, 1, 1), (8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2), (1, 1, 8, 1))
+
+
+def task() -> TextToVideo:
+  dit = DiTConfig(
+    width=32, depth=2, heads=4, in_channels=12, out_channels=4, text_width=16, head_width=32,
+    pooled_text=True, remat="block",
+  )  # fmt: skip
+  text = TextConfig(vocab_size=64, width=16, depth=1, heads=4, head_size=8, mlp_width=32)
+  pipeline = PipelineConfig(rows=R, row_len=L, max_segments=S, text_row_len=M, streams=R)
+  return TextToVideo(
+    DiT(dit), TextEncoder(text), DiffusionConfig(), pipeline, None, None, 4, "bytes", {}
+  )
+
+
+def batch() -> dict:
+  """Rows of clips of all sizes: every device has other numbers of real tokens."""
+  rng, rows = np.random.default_rng(0), []
+  for _ in range(R):
+    row = []
+    while len(row) < S:
+      grid = tuple(int(n) for n in rng.integers(1, (4, 5, 5)))
+      if sum(np.prod(g) for g, _ in row) + np.prod(grid) > L:
+        break
+      row.append((grid, 8.0))
+    rows.append(row)
+  out = packing.place(rows, L, S)
+  real = (out["segment"] > 0)[..., None]
+  out["patch"] = (rng.normal(size=(R, L, 16)) * real).astype(np.float32)
+  out["text"] = rng.integers(1, 64, (R, M)).astype(np.int32)
+  texts = [np.sort(rng.integers(1, len(row) + 1, M)) for row in rows]
+  out["text_segment"] = np.stack(texts).astype(np.int32)
+  out["clip"] = np.zeros((R, S), np.int32)
+  return out
+
+
+def gradients(task, params, batch, mesh, accumulate):
+  @jax.jit
+  def run(params, batch):
+    with sharding.using(mesh):
+      return step.accumulated_gradients(
+        task.loss, params, batch, jax.random.key(3), jnp.zeros(()), accumulate
+      )
+
+  return jax.device_get(run(params, batch))
+
+
+def main():
+  alone, rows = task(), batch()
+  params = jax.jit(alone.init)(jax.random.key(0))
+  noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
+  params = jax.tree.map(
+    noise, params
+  )  # gates and heads start at zero, which hides what lies behind
+  want = {n: gradients(alone, params, rows, None, n) for n in (1, 2)}
+  for shape in MESHES:
+    mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
+    for method in ("ulysses", "ring") if shape[2] == 2 else ("auto",):
+      on = dataclasses.replace(alone, context_method=method).on(mesh)
+      placed = jax.device_put(params, sharding.of_tree(mesh, on.axes()))
+      accumulate = 2 if shape[1] == 2 else 1
+      put = sharding.put_batch(mesh, rows, on.batch_axes())
+      got = gradients(on, placed, put, mesh, accumulate)
+      error = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)), got, want[accumulate]
+      )
+      parts = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(placed))
+      name = f"{'x'.join(map(str, shape))} {method}"
+      print(json.dumps({"name": name, "error": max(jax.tree.leaves(error)), "parts": parts}))
+
+
+if __name__ == "__main__":
+  main()

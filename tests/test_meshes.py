@@ -1,0 +1,57 @@
+"""Rows, parameters and heads on meshes of eight devices, which a process pretends to have."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent / "meshes"
+ATTENTION = (
+  *(f"1x1x8x1 {m}" for m in ("ring", "ulysses", "words")),
+  *(f"1x1x2x4 {m}" for m in ("ring", "ulysses", "words")),
+  *(f"1x2x4x1 {m}" for m in ("ring", "ulysses", "words")),
+  *(f"2x1x2x2 {m}" for m in ("ring", "ulysses", "words")),
+)
+GRADIENTS = (
+  "1x1x1x1 auto", "8x1x1x1 auto", "1x8x1x1 auto", "2x2x2x1 ulysses", "2x2x2x1 ring",
+  "1x2x2x2 ulysses", "1x2x2x2 ring", "1x1x8x1 auto",
+)  # fmt: skip
+
+
+def run(script: str) -> dict[str, list]:
+  """Runs a script with eight devices; returns the JSON lines that it prints, by name."""
+  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  done = subprocess.run(
+    [sys.executable, HERE / script], env=os.environ | {"XLA_FLAGS": flags},
+    cwd=HERE.parents[1], capture_output=True, text=True, timeout=800,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = {}
+  for line in done.stdout.splitlines():
+    if line.startswith("{"):
+      value = json.loads(line)
+      found.setdefault(value["name"], []).append(value)
+  return found
+
+
+def test_attention_on_split_rows_is_the_definition_and_the_ring_holds_no_whole_row():
+  found = run("attention.py")
+  # bf16: weights and products are rounded to 8 bits at different places
+  bounds = {"float32": 2e-6, "bfloat16": 2e-2}
+  for name in ATTENTION:
+    assert {case["dtype"] for case in found[name]} == set(bounds)
+    for case in found[name]:
+      assert case["error"] <= bounds[case["dtype"]], case
+  (whole,) = found["whole rows"]
+  assert whole["ring"] == 0
+  assert whole["ulysses"] > 0, "the search must find a whole row where there is one"
+
+
+def test_first_loss_and_gradients_on_every_mesh_are_those_of_one_device():
+  found = run("gradients.py")
+  assert set(found) == set(GRADIENTS)
+  for name, (case,) in found.items():
+    assert case["error"] <= 1e-5, case
+    split = name.split("x")[1] != "1" or "x2 " in name  # fsdp or tensor
+    assert (case["parts"] > 0) == split, case

@@ -267,7 +267,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
   c.data.rows, c.data.row_len, c.data.max_segments, c.data.text_row_len = 2, 128, 4, 128
   c.data.streams = 2
   c.vae.sizes, c.vae.frames, c.vae.batch_pixels = ((32, 24),), (1, 9), 4 * 9 * 32 * 24
-  c.train.steps, c.train.minutes = 8, 0.0
+  c.train.steps, c.train.minutes, c.train.mesh = 8, 0.0, (-1, 1, 1, 1)
   c.train.log_every, c.train.save_every, c.train.eval_every = 2, 4, 0
   c.optimizer.warmup_steps = 2
   c.evaluation.prompts, c.evaluation.steps, c.evaluation.batches = 6, 4, 1

@@ -13,13 +13,16 @@ from ml_collections import config_flags
 from sora_jax import model
 from sora_jax.tasks import build, report, sections
 from sora_jax.tasks.typed import typed, without
-from sora_jax.train import checkpoint, host_memory, loop, provenance
+from sora_jax.train import checkpoint, host_memory, hosts, loop, provenance
 
 HEAP = 3 << 30
 """Bytes of heap, at most, that a training step on processors should find in huge pages."""
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; TPUs need none.")
+_PROCESSES = flags.DEFINE_integer("processes", 0, "Processes of the job, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", -1, "Number of this process, from 0.")
 
 
 def main(argv: list[str]) -> None:
@@ -30,19 +33,23 @@ def main(argv: list[str]) -> None:
     host_memory.keep_freed_memory(HEAP)
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
+  hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  hosts.quiet_others()
   run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
 
 
 def run(config: dict, workdir: Path) -> dict | None:
   """Checks the config, prepares data, trains, exports averaged weights, reports.
 
-  Returns: figures and provenance, or None if the run was stopped and can be resumed.
+  Returns: figures and provenance; None if the run was stopped and can be resumed, and for all but
+  the first of several processes.
   """
   code = provenance.commit()
   train = typed(loop.LoopConfig, "train", without(config["train"], *build.OF_THE_TASK))
   plan = build.check(config, workdir)
-  checkpoint.keep_config(workdir, config)
-  task = plan.make()
+  with hosts.in_turn("config and data"):
+    checkpoint.keep_config(workdir, config)
+    task = plan.make()
   outcome = loop.run(task, train, plan.optimizer, workdir)
   if not outcome.finished:
     return None
@@ -50,13 +57,18 @@ def run(config: dict, workdir: Path) -> dict | None:
     config, code, outcome.step, outcome.seconds, outcome.figures,
     sections.provenance_of(plan.init_from),
   )  # fmt: skip
-  figures = outcome.figures | task.export(outcome.state.ema_params, workdir / "model", story)
+  params = hosts.whole(outcome.state.ema_params)
+  if not hosts.is_first():
+    hosts.wait("report")
+    return None
+  figures = outcome.figures | task.export(params, workdir / "model", story)
   about = {"figures": figures, "provenance": story}
   if config["task"] == "text_to_video":
     about |= sample(plan, task, workdir, about)
   else:
     (workdir / "report.json").write_text(json.dumps(about, indent=2) + "\n")
   logging.info("weights in %s", workdir / "model")
+  hosts.wait("report")
   return about
 
 

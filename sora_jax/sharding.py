@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from sora_jax.ops import flash, ring
@@ -50,7 +51,12 @@ CONTEXT_METHODS = ("auto", "ring", "ulysses")
 def make_mesh(shape: tuple[int, int, int, int] = (1, 1, 1, 1), devices=None) -> Mesh:
   """Returns a mesh (data, fsdp, context, tensor); one -1 takes the devices that are left.
 
-  Raises: ValueError if the sizes do not multiply to the number of devices.
+  On TPUs neighbours on the mesh are neighbours in the slice. Of several slices, which only the
+  data-centre network joins, each holds a share of the data axis: across it gradients are summed
+  once a step, and nothing else.
+
+  Raises: ValueError if the sizes do not multiply to the number of devices, or if the slices cannot
+    share the data axis.
   """
   devices = jax.devices() if devices is None else devices
   sizes, fixed = list(shape), int(np.prod([s for s in shape if s != -1]))
@@ -63,7 +69,21 @@ def make_mesh(shape: tuple[int, int, int, int] = (1, 1, 1, 1), devices=None) -> 
       f"mesh {tuple(shape)} over {MESH_AXES} does not fit {len(devices)} devices;"
       " their product must be the number of devices"
     )
-  return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES)
+  slices = len({getattr(device, "slice_index", None) for device in devices})
+  if sizes[0] % slices:
+    raise ValueError(
+      f"mesh {tuple(sizes)}: {slices} slices share the data axis, which must be a multiple of them"
+    )
+  if slices > 1:
+    inside = (sizes[0] // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(
+      inside, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
+  elif devices[0].platform == "tpu":
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  else:
+    grid = np.asarray(devices).reshape(sizes)
+  return Mesh(grid, MESH_AXES)
 
 
 def spec(*logical: str | None) -> PartitionSpec:
@@ -155,6 +175,26 @@ def check_sizes(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any) -> None:
         )
 
 
+def host_share(mesh: Mesh) -> tuple[int, int]:
+  """(which share of a batch's rows this process loads, number of shares).
+
+  Processes whose devices hold the same rows, split along other axes, load the same share.
+  Raises: ValueError if processes hold rows that overlap without being the same.
+  """
+  rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+  held = {}
+  for number, devices in enumerate(rows):
+    for device in devices:
+      held.setdefault(device.process_index, set()).add(number)
+  shares = sorted({tuple(sorted(numbers)) for numbers in held.values()})
+  if sum(len(share) for share in shares) != len(rows) or len({len(s) for s in shares}) > 1:
+    raise ValueError(
+      f"mesh {tuple(mesh.shape.values())}: processes hold rows that overlap; choose context and"
+      " tensor axes whose product divides a process's devices, or is a multiple of them"
+    )
+  return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
 def put_batch(mesh: Mesh, batch: dict, axes: dict[str, tuple] | None = None) -> dict:
   """Puts a host's part of a batch on the mesh.
 
@@ -163,9 +203,17 @@ def put_batch(mesh: Mesh, batch: dict, axes: dict[str, tuple] | None = None) -> 
       axis is "row" and the others are whole.
   """
 
+  index, count = host_share(mesh)
+
   def put(name: str, value: np.ndarray) -> jax.Array:
-    names = (axes or {}).get(name, ("row",))
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec(*names)), value)
+    lies = NamedSharding(mesh, spec(*(axes or {}).get(name, ("row",))))
+    rows, first = value.shape[0] * count, value.shape[0] * index
+
+    def part(at: tuple[slice, ...]) -> np.ndarray:
+      start, stop, _ = at[0].indices(rows)
+      return value[(slice(start - first, stop - first), *at[1:])]
+
+    return jax.make_array_from_callback((rows, *value.shape[1:]), lies, part)
 
   return {name: put(name, value) for name, value in batch.items()}
 

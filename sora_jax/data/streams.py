@@ -155,16 +155,11 @@ class _VisitIterator(grain.DatasetIterator):
     self._next, self._tokens = state["next"], state["tokens"]
 
 
-def build_row(plan: StreamPlan, visits: np.ndarray, kept: np.ndarray) -> dict:
-  """Reads the clips of a row and lays them out; no visits give an empty row.
-
-  Returns: the arrays of `pipeline.packed_rows` without their leading axis R.
-  """
-  c = plan.config
-  L, S, M = c.row_len, c.max_segments, c.text_row_len
-  P = int(np.prod(c.patch)) * plan.table.channels
+def empty_row(c: Any, channels: int) -> dict[str, np.ndarray]:
+  """The arrays of a row that holds nothing, for a `PipelineConfig` and latents of Z channels."""
+  L, S, M, cells = c.row_len, c.max_segments, c.text_row_len, int(np.prod(c.patch))
   row = {
-    "patch": np.zeros((L, P), np.float32),
+    "patch": np.zeros((L, cells * channels), np.float32),
     "segment": np.full(L, PAD_SEGMENT, np.int32),
     "coord": np.zeros((L, 3), np.int32),
     "slot": np.zeros(L, np.int32),
@@ -177,10 +172,19 @@ def build_row(plan: StreamPlan, visits: np.ndarray, kept: np.ndarray) -> dict:
   }
   if c.caption_shots:
     row["slot_text"], row["one_time"] = np.zeros(c.max_slots, np.int32), np.zeros(S, bool)
-  cells = int(np.prod(c.patch))
   if c.prompts is not None:
     row["known"] = np.zeros((L, cells * c.frames_per_latent), np.uint8)
-    row["canvas"] = np.zeros((L, P), np.float32)
+    row["canvas"] = np.zeros((L, cells * channels), np.float32)
+  return row
+
+
+def build_row(plan: StreamPlan, visits: np.ndarray, kept: np.ndarray) -> dict:
+  """Reads the clips of a row and lays them out; no visits give an empty row.
+
+  Returns: the arrays of `pipeline.packed_rows` without their leading axis R.
+  """
+  c = plan.config
+  row = empty_row(c, plan.table.channels)
   start = text_start = texts = slot = 0
   slots_left = c.max_slots - len(visits)
   for s, (visit, n) in enumerate(zip(visits, kept)):

@@ -64,9 +64,17 @@ class VideoConfig:
     return [Grid(T, H, W) for (W, H), T in itertools.product(self.sizes, self.frames)]
 
   def batch_size(self, bucket: Grid) -> int:
-    """Clips in a batch of a bucket over all hosts: a multiple of the hosts, at least one each."""
-    whole = self.batch_pixels // (bucket.size * self.host_count)
-    return max(1, whole) * self.host_count
+    """Clips in a batch of a bucket over all hosts, the same for any number of them.
+
+    Raises: ValueError if the hosts cannot share it out evenly.
+    """
+    clips = max(1, self.batch_pixels // bucket.size)
+    if clips % self.host_count:
+      raise ValueError(
+        f"batch_pixels={self.batch_pixels} makes a batch of {clips} clips of {bucket.t} frames of"
+        f" {bucket.w}x{bucket.h}, which {self.host_count} hosts cannot share out evenly"
+      )
+    return clips
 
 
 def scan_shapes(source: ClipSource) -> np.ndarray:

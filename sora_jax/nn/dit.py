@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from sora_jax.nn import conditioning
 from sora_jax.nn.dit_blocks import Block, Head, Shared
 from sora_jax.nn.dit_config import DiTConfig
-from sora_jax.nn.layers import TOKENS, Linear, constrain, gathered
+from sora_jax.nn.layers import PRODUCT, TOKENS, Linear, constrain, gathered
 from sora_jax.ops import attention as attention_ops
 from sora_jax.ops import flash, packing, positions, precondition
 from sora_jax.ops.packing import Layout
@@ -173,7 +173,7 @@ class DiT(nn.Module):
     if c.remat != "none":
       policy = None
       if c.remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT, flash.KEPT)
       block = nn.remat(Block, prevent_cse=False, policy=policy)
     return nn.scan(
       block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,

@@ -38,7 +38,7 @@ class DiTConfig:
     time_features, time_shift: see `ops.positions.fourier`.
     norm_eps: of all norms.
     remat: what the backward pass recomputes: "none", "block" (all of each block), "dots" (all but
-      matrix products).
+      matrix products and attention in long rows).
     scan_unroll: blocks per turn of the loop over depth; `depth` unrolls it (faster on CPU).
     dtype: type of activations; parameters, norms, modulation and angles are float32.
   """

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.spmd import RulesFallback
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -24,6 +25,10 @@ Names = tuple[str | None, ...]
 STORED_IN_PARTS = {"width": "channel"}
 """Axes of parameters that devices share between them, and what the axis is called once a device
 has gathered the parameter to compute with it."""
+
+PRODUCT = "product"
+"""What products of matrices are called, for `jax.checkpoint` to keep them: it does not see into
+functions that have a gradient rule of their own."""
 
 TOKENS = ("row", "token")
 SLOTS = ("row", "slot")
@@ -141,7 +146,7 @@ class Linear(nn.Module):
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.names[n:])
       bias = gathered(self.param("bias", zeros, self.out), self.names[n:], self.dtype)
       y = y + bias.reshape(*(1,) * (y.ndim - bias.ndim), *bias.shape)
-    return constrain(y, *self.lead, *computed(self.names[n:]))
+    return checkpoint_name(constrain(y, *self.lead, *computed(self.names[n:])), PRODUCT)
 
 
 def layer_norm(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:

@@ -5,15 +5,24 @@ recomputes the weights from it (FlashAttention: Dao et al. 2022, arXiv 2205.1413
 4). Pairs of blocks that share no segment cost nothing in either.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from sora_jax.ops import block_attention, splash
 from sora_jax.ops.attention import attention
 
-LONG = 1 << 21
-"""Pairs of a row above which blocks pay on CPU: at 1,024 tokens all scores at once are faster."""
+LONG = 1 << 20
+"""Pairs of a row above which blocks pay on CPU: at 1,024 tokens all scores at once are faster. On
+TPUs they pay before, but rows so short cost little there."""
+
+KEPT = "attention"
+"""What the results of a forward pass are called, for `jax.checkpoint` to keep them."""
 
 
 def attend(
@@ -25,13 +34,41 @@ def attend(
   return (flash if long else attention)(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM)
 
 
-@jax.custom_vjp
 def flash(
   q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
   v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
 ) -> Float[Array, "R L A K"]:  # fmt: skip
   """Agrees with `ops.attention.reference_attention`; see there."""
-  return forward(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM)[0]
+  inputs = q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM
+  return with_gradient(backward, inputs, forward(*map(lax.stop_gradient, inputs)))
+
+
+def with_gradient(backward: Callable, inputs: tuple, made: tuple[Array, Array]) -> Array:
+  """The output of attention, with a gradient made from what `forward` has kept.
+
+  The forward pass stands outside of the rule, so that `jax.checkpoint` may keep its results (named
+  `KEPT`) instead of running the kernel again.
+
+  Args: backward: as `backward` below.  inputs: q, k, v and arrays of integers.  made: output and
+    logarithm of `forward`, from inputs without a gradient.
+  """
+  out, log = (checkpoint_name(x, KEPT) for x in made)
+  return _attached(backward, inputs, out, log)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attached(backward: Callable, inputs: tuple, out: Array, log: Array) -> Array:
+  del backward, inputs, log
+  return out
+
+
+def _attached_backward(backward: Callable, saved: tuple, given: Array) -> tuple:
+  inputs, out, log = saved
+  parts = backward(*inputs, out, log, given)
+  return (*parts, *(None,) * (len(inputs) - len(parts))), jnp.zeros_like(out), jnp.zeros_like(log)
+
+
+_attached.defvjp(lambda backward, inputs, out, log: (out, (inputs, out, log)), _attached_backward)
 
 
 def forward(
@@ -65,11 +102,3 @@ def backward(
     q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, out_RLAK, log_RLA, given_RLAK,
     tpu=splash.backward, default=block_attention.backward,
   )  # fmt: skip
-
-
-def _flash_forward(*inputs: Array) -> tuple[Array, tuple]:
-  out_RLAK, log_RLA = forward(*inputs)
-  return out_RLAK, (*inputs, out_RLAK, log_RLA)
-
-
-flash.defvjp(_flash_forward, lambda saved, given: (*backward(*saved, given), None, None))

@@ -39,14 +39,15 @@ def ulysses(
   return lax.all_to_all(out_RNaK, axis, split_axis=1, concat_axis=2, tiled=True)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def ring(
   axis: str,
   q_RLAK: Float[Array, "R L A K"], k_RLAK: Float[Array, "R L A K"],
   v_RLAK: Float[Array, "R L A K"], segment_RL: Int[Array, "R L"],
 ) -> Float[Array, "R L A K"]:  # fmt: skip
   """Self-attention of rows whose L tokens here are a device's share; axis splits rows."""
-  return _forward(axis, q_RLAK, k_RLAK, v_RLAK, segment_RL)[0]
+  inputs = q_RLAK, k_RLAK, v_RLAK, segment_RL
+  made = _forward(axis, *map(lax.stop_gradient, inputs))
+  return flash.with_gradient(functools.partial(_backward, axis), inputs, made)
 
 
 def passed_on(axis: str, tree):
@@ -56,7 +57,7 @@ def passed_on(axis: str, tree):
   return jax.tree.map(lambda x: lax.ppermute(x, axis, hops), tree)
 
 
-def _forward(axis: str, q: Array, k: Array, v: Array, segment: Array) -> tuple[Array, tuple]:
+def _forward(axis: str, q: Array, k: Array, v: Array, segment: Array) -> tuple[Array, Array]:
   def turn(state, _):
     visitors, out, log_total = state
     coming = passed_on(axis, visitors)
@@ -70,13 +71,13 @@ def _forward(axis: str, q: Array, k: Array, v: Array, segment: Array) -> tuple[A
     (k, v, segment), jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED, jnp.float32)
   )  # fmt: skip
   (_, out, log_total), _ = lax.scan(turn, start, length=lax.axis_size(axis))
-  out = out.astype(q.dtype)
-  return out, (q, k, v, segment, out, log_total)
+  return out.astype(q.dtype), log_total
 
 
-def _backward(axis: str, saved: tuple, given: Array) -> tuple:
-  q, k, v, segment, out, log_total = saved
-
+def _backward(
+  axis: str, q: Array, k: Array, v: Array, segment: Array, out: Array, log_total: Array,
+  given: Array,
+) -> tuple[Array, Array, Array]:  # fmt: skip
   def turn(state, _):
     (keys, values, theirs), to_visitors, to_q = state
     coming = passed_on(axis, (keys, values, theirs))
@@ -87,11 +88,8 @@ def _backward(axis: str, saved: tuple, given: Array) -> tuple:
   zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))
   start = (k, v, segment), zeros, jnp.zeros(q.shape, jnp.float32)
   (_, (to_k, to_v), to_q), _ = lax.scan(turn, start, length=lax.axis_size(axis))
-  return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None
+  return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype)
 
 
 def _float32(tree):
   return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-
-ring.defvjp(_forward, _backward)

@@ -125,10 +125,11 @@ def vae(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools.partial:
     raise ValueError(f"config.vae.size is {c['size']!r}; allowed: {', '.join(vae_lib.SIZES)}")
   network = vae_lib.CausalVAE(vae_lib.SIZES[c["size"]])
   sections.check_cuts(config, network.config.spatial)
+  index, count = sharding.host_share(mesh)
   video = typed(
     VideoConfig, "vae", part(c, "sizes", "frames", "batch_pixels"),
     seed=config["train"]["seed"], crop=config["data"]["crop"], workers=config["data"]["workers"],
-    prefetch=2, host_index=jax.process_index(), host_count=jax.process_count(),
+    prefetch=2, host_index=index, host_count=count,
   )  # fmt: skip
   for bucket in video.buckets:
     clips = video.batch_size(bucket)
@@ -167,7 +168,7 @@ def make_vae(source: ClipsConfig, parts: dict) -> Task:
 def text_to_video(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools.partial:
   """Checks the sections that text to video reads; returns its maker."""
   autoencoder = load_autoencoder(config["vae"]["weights"])
-  parts = parts_of(config, autoencoder)
+  parts = parts_of(config, autoencoder, sharding.host_share(mesh))
   sections.fits(source, parts["pipeline"], autoencoder.network.config)
   check_mesh(config, mesh, TextToVideo(sources=None, **parts))
   data = part(config["data"], "encode_batch", "crop")
@@ -191,8 +192,8 @@ def sketch(config: Mapping, mesh: Mesh) -> TextToVideo:
   return task.on(mesh)
 
 
-def parts_of(config: Mapping, autoencoder: Autoencoder) -> dict:
-  """The fields of `TextToVideo` other than its clips."""
+def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] = (0, 1)) -> dict:
+  """The fields of `TextToVideo` other than its clips; share: see `sharding.host_share`."""
   v = autoencoder.network.config
   tokenizer = tokenizers.load(config["text"]["tokenizer"])
   text = typed(
@@ -220,7 +221,7 @@ def parts_of(config: Mapping, autoencoder: Autoencoder) -> dict:
     spread=spread, level=level, text_width=text.width,
     in_channels=patchify.cell_channels(Z, f_t), classes=0,
   )  # fmt: skip
-  pipeline = sections.pipeline_config(config, model.patch, f_t)
+  pipeline = sections.pipeline_config(config, model.patch, f_t, share)
   sections.check_accumulate(config, pipeline.rows, f"config.data.rows is {pipeline.rows}")
   e = config["evaluation"]
   return {

@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-
 from sora_jax.data.packing import TokenDrop
 from sora_jax.data.pipeline import PipelineConfig
 from sora_jax.data.prompt_mix import PromptMix
@@ -86,8 +84,10 @@ def world_config(config: Mapping) -> WorldConfig:
   return typed(WorldConfig, "data.world", config["data"]["world"], split="train")
 
 
-def pipeline_config(config: Mapping, patch: tuple, frames_per_latent: int) -> PipelineConfig:
-  """The pipeline's view of the data section."""
+def pipeline_config(
+  config: Mapping, patch: tuple, frames_per_latent: int, share: tuple[int, int] = (0, 1)
+) -> PipelineConfig:
+  """The pipeline's view of the data section; share: see `sharding.host_share`."""
   data, drop = config["data"], config["data"]["token_drop"]
   check_names("data.token_drop", drop, ("share", "scale", "hold", "end"))
   token_drop = None
@@ -103,10 +103,7 @@ def pipeline_config(config: Mapping, patch: tuple, frames_per_latent: int) -> Pi
   values = part(data, *PIPELINE) | {"patch": patch, "seed": config["train"]["seed"]}
   values |= {"prompts": prompts_of(data), "frames_per_latent": frames_per_latent}
   try:
-    return PipelineConfig(
-      **values, token_drop=token_drop,
-      host_index=jax.process_index(), host_count=jax.process_count(),
-    )  # fmt: skip
+    return PipelineConfig(**values, token_drop=token_drop, host_index=share[0], host_count=share[1])
   except ValueError as error:
     raise ValueError(f"config.data: {error}") from error
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +21,9 @@ from sora_jax.diffusion import process, segments, times
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.text import TextEncoder
 from sora_jax.ops import packing, patchify
+from sora_jax.tasks import costs
 from sora_jax.tasks.clips import Sources
-from sora_jax.train.task import Cost, Ratio
+from sora_jax.train.task import Ratio
 from sora_jax.weights import folder as folder_lib
 from sora_jax.weights import store
 from sora_jax.weights.folder import Network
@@ -73,9 +73,10 @@ class DiffusionConfig:
 class TextToVideo:
   """Denoising of packed latents under their captions; see `train.task.Task`.
 
-  sources: clips with cached latents.  vae: the network that made them, kept for export.
-  frames_per_latent: f_t.  tokenizer_name: as in the config.  sampling: what a sampler should use
-  by default.  heldout_batches: of the held-out loss.  init_from: a model folder or None.
+  sources: clips with cached latents; None = to be compiled alone.  vae: the network that made them,
+  kept for export.  frames_per_latent: f_t.  tokenizer_name: as in the config.
+  sampling: what a sampler should use by default.  heldout_batches: of the held-out loss.
+  init_from: a model folder or None.
   grow: parameters that init_from lacks start at random instead of being an error.
   context_method: see `sharding.attentions`.  mesh: where it runs; None = one device.
   """
@@ -84,7 +85,7 @@ class TextToVideo:
   text: TextEncoder
   diffusion: DiffusionConfig
   pipeline: PipelineConfig
-  sources: Sources
+  sources: Sources | None
   vae: Network
   frames_per_latent: int
   tokenizer_name: str
@@ -219,46 +220,12 @@ class TextToVideo:
     return iter(self._rows(self.sources.validation, calm))
 
   def cost(self, batch):
-    """6 x parameters x tokens, with the parameters that a token meets, and segment attention."""
-    dit, text = self._matrix_sizes
-    n_RS = _counts(batch["segment"], batch["grid"].shape[1])
-    m_RS, readers_RS = _counts(batch["text_segment"], n_RS.shape[1]), n_RS
-    if "slot_text" in batch:  # texts have numbers of their own
-      slots = np.cumsum(batch["slots"], 1) - batch["slots"]
-      slot_RL = np.take_along_axis(slots, np.maximum(batch["segment"] - 1, 0), 1) + batch["slot"]
-      text_RL = np.take_along_axis(batch["slot_text"], slot_RL, 1) * (batch["segment"] > 0)
-      readers_RS = _counts(text_RL, batch["slot_text"].shape[1])
-      m_RS = _counts(batch["text_segment"], readers_RS.shape[1])
-    c = self.dit.config
-    pairs = c.depth * c.width * ((n_RS * n_RS).sum() + (readers_RS * m_RS).sum())
-    pairs += (
-      self.text.config.depth
-      * self.text.config.heads
-      * self.text.config.head_size
-      * (m_RS * m_RS).sum()
-    )
-    flops = 6 * (dit * n_RS.sum() + text * m_RS.sum()) + 12 * pairs
-    return Cost(tokens=float(n_RS.sum()), flops=float(flops), clips=int((batch["clip"] >= 0).sum()))
+    return costs.packed_cost(self.matrix_sizes, self.dit.config, self.text.config, batch)
 
   @functools.cached_property
-  def _matrix_sizes(self) -> tuple[int, int]:
-    """Entries of the matrices that every latent token, and every text token, is multiplied with.
-
-    What runs once per slot or segment (time, size, pooled text, modulation) is left out.
-    """
-    shapes = nn.meta.unbox(jax.eval_shape(self.init_new, jax.random.key(0)))
-    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
-    of_token = of_text = 0
-    per_segment = ("/time/", "/size/", "/pooled/")
-    for name, leaf in flat.items():
-      is_matrix = name.endswith("/kernel") or "/mlp_" in name
-      if not is_matrix or any(part in name for part in per_segment):
-        continue
-      if name.startswith("text/") or name.startswith("dit/text/") or "/kv/" in name:
-        of_text += leaf.size
-      elif "modulation" not in name:
-        of_token += leaf.size
-    return of_token, of_text
+  def matrix_sizes(self) -> costs.Sizes:
+    """Entries of the matrices that tokens, words and slots meet."""
+    return costs.sizes_of(nn.meta.unbox(jax.eval_shape(self.init_new, jax.random.key(0))))
 
   def names(self, batch):
     clips = np.unique(batch["clip"][batch["clip"] >= 0])
@@ -329,8 +296,3 @@ def extent(source: ClipSource, patch: Sequence[int], frames_per_latent: int) -> 
 
 def _is_instance(kind, x) -> bool:
   return isinstance(x, kind)
-
-
-def _counts(segment_RL: np.ndarray, most: int) -> np.ndarray:
-  """Tokens of each of the segments 1 to `most`, float [R, most]."""
-  return np.stack([(segment_RL == s).sum(1) for s in range(1, most + 1)], 1).astype(float)

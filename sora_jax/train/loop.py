@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from sora_jax import sharding
-from sora_jax.train import checkpoint, metrics, prefetch
+from sora_jax.train import checkpoint, hosts, metrics, prefetch
 from sora_jax.train import optimizer as optimizer_lib
 from sora_jax.train import state as state_lib
 from sora_jax.train import step as step_lib
@@ -99,7 +99,7 @@ def run(
     runner = _Runner(task, config, optimizer, Path(workdir), stack)
     stopped = stack.enter_context(_on_sigterm())
     while runner.step < runner.total:
-      stop = stopped.is_set() or should_stop(runner.step)
+      stop = hosts.agree_to_stop(runner.step, stopped.is_set()) or should_stop(runner.step)
       runner.evaluate_if_due()
       runner.save_if_due(now=stop)
       if stop:
@@ -150,10 +150,12 @@ class _Runner:
       config.prefetch,
     )
     stack.callback(self._prefetcher.close)
-    self._writer = metrics.Writer(workdir / "metrics.jsonl", self.step)
-    stack.callback(self._writer.close)
-    self._board = TensorBoard(workdir / "tensorboard")
-    stack.callback(self._board.close)
+    self._writer = self._board = None
+    if hosts.is_first():
+      self._writer = metrics.Writer(workdir / "metrics.jsonl", self.step)
+      stack.callback(self._writer.close)
+      self._board = TensorBoard(workdir / "tensorboard")
+      stack.callback(self._board.close)
     self._pending: _Pending | None = None
     self._pace: float | None = None  # smoothed seconds per step, for the plan alone
     self._read_at, self._untimed = time.perf_counter(), True
@@ -212,7 +214,7 @@ class _Runner:
       folder.mkdir(parents=True, exist_ok=True)
       found = evaluator(self.state.ema_params, self.step, folder)
       figures |= {f"{evaluator.name}/{name}": value for name, value in found.items()}
-    if figures:
+    if figures and self._writer is not None:
       self._writer.write(self.step, figures)
       self._board.write(self.step, figures)
       short = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
@@ -230,7 +232,8 @@ class _Runner:
       return
     self._untimed = True
     notes = {"elapsed_sec": self.elapsed()}
-    self._checkpoints.save(self.step, self.state, json.loads(self._iterator), notes)
+    iterator = hosts.merged(json.loads(self._iterator))
+    self._checkpoints.save(self.step, self.state, iterator, notes)
     self._saved = self.step
 
   def take_step(self) -> None:
@@ -281,7 +284,8 @@ class _Runner:
     if self.config.minutes and self.step < self.total and math.isfinite(per_step):
       self._pace = per_step if self._pace is None else 0.7 * self._pace + 0.3 * per_step
       left = max(self.config.minutes * 60 - self.elapsed(), 0.0)
-      self.total = min(self.config.steps, max(self.step, done + int(left / self._pace)))
+      planned = hosts.of_first(done + int(left / self._pace))
+      self.total = min(self.config.steps, max(self.step, planned))
       self.state = self._with_total(self.state, self.total)
     values |= {
       "eta_sec": (self.total - done) * per_step,
@@ -289,17 +293,22 @@ class _Runner:
       "total_steps": self.total,
       "programs": self.programs(),
     }
-    self._writer.write(done, values)
-    self._board.write(done, values)
-    logging.info("%s", metrics.progress_line(done, self.total, values))
     self._meter.clear()
+    if self._writer is not None:
+      self._writer.write(done, values)
+      self._board.write(done, values)
+      logging.info("%s", metrics.progress_line(done, self.total, values))
 
 
 @contextlib.contextmanager
 def _on_sigterm() -> Iterator[threading.Event]:
-  """Turns SIGTERM into an event while the loop runs; only the main thread can listen."""
+  """Turns SIGTERM into an event while the loop runs; only the main thread can listen.
+
+  Where several processes run, JAX listens, so that they can agree: see `hosts.agree_to_stop`.
+  """
   event = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
+  several = jax.process_count() > 1
+  if several or threading.current_thread() is not threading.main_thread():
     yield event
     return
   old = signal.signal(signal.SIGTERM, lambda *_: event.set())

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from sora_jax.nn import layers
+from sora_jax.planning import hlo, walk
 
 
 def made(module, x):
@@ -77,3 +78,14 @@ def test_mlp_is_two_linear_layers(key):
   p, _ = made(module, x)
   want = jax.nn.relu(x @ p["up"]["kernel"]) @ p["down"]["kernel"]
   np.testing.assert_allclose(module.apply({"params": p}, x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_policy_can_keep_products(kept):
+  x, module = jnp.ones((2, 3, 4)), layers.Linear((5,), ("width", "mlp"))
+  params = module.init(jax.random.key(0), x)
+  policy = jax.checkpoint_policies.save_only_these_names(*((layers.PRODUCT,) if kept else ()))
+  layer = jax.checkpoint(lambda p, x: jnp.sin(module.apply(p, x)).sum(), policy=policy)
+  step = jax.jit(jax.grad(layer, argnums=(0, 1)))
+  costs, _ = walk.walk(hlo.parse(step.lower(params, x).compile().as_text()))
+  assert (costs.recomputed_flops == 0) == kept

@@ -9,7 +9,7 @@ from sora_jax.nn.dit import DiT
 from sora_jax.ops import block_attention, splash
 from sora_jax.ops.attention import attention, reference_attention
 from sora_jax.ops.block_plan import block_plan, shared_blocks
-from sora_jax.ops.flash import LONG, attend, flash
+from sora_jax.ops.flash import KEPT, LONG, attend, flash
 
 
 def by(kernel, **options):
@@ -155,3 +155,14 @@ def test_the_plan_of_equal_clips_is_their_diagonal():
   segment = jnp.repeat(1 + jnp.arange(8), 16)[None]
   shared = np.asarray(shared_blocks(segment, segment, 16, 16))[0]
   assert np.array_equal(shared, np.eye(8, dtype=bool))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_policy_can_keep_what_the_forward_kernel_gave(kept, key, capsys):
+  (qkv, segments) = inputs(key, False)
+  names = (KEPT,) if kept else ()
+  policy = jax.checkpoint_policies.save_only_these_names(*names)
+  layer = jax.checkpoint(lambda *x: jnp.sum(flash(*x, *segments) ** 2), policy=policy)
+  jax.ad_checkpoint.print_saved_residuals(layer, *qkv)
+  saved = [line for line in capsys.readouterr().out.splitlines() if "from the argument" not in line]
+  assert ("named 'attention'" in "\n".join(saved)) == kept

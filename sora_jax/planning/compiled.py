@@ -1,0 +1,175 @@
+"""Compiles a program for a topology that is not here, and keeps what the compiler says of it."""
+
+import functools
+import math
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from sora_jax.planning import hlo
+
+TOO_LARGE = "RESOURCE_EXHAUSTED"
+
+
+class Memory(NamedTuple):
+  """Bytes of a chip's HBM.
+
+  arguments: what the program is given: state and batch. outputs: beyond what takes the place of
+  arguments. temporaries: activations, gathered parameters, buffers of exchanges. code: the program.
+  """
+
+  arguments: float
+  outputs: float
+  temporaries: float
+  code: float
+
+  @property
+  def total(self) -> float:
+    """All of it."""
+    return sum(self)
+
+
+class Compiled(NamedTuple):
+  """A compiled program.
+
+  program: its optimised text, read. largest: (bytes, shapes) of the largest temporary buffers.
+  """
+
+  memory: Memory
+  program: hlo.Program
+  largest: list[tuple[float, str]]
+  seconds: float
+
+
+class DoesNotFit(Exception):
+  """The compiler found no way to hold the program.
+
+  needed, limit: bytes of a chip's HBM. largest: as of `Compiled`. seconds: spent.
+  """
+
+  def __init__(self, needed: float, limit: float, largest: list, seconds: float, why: str):
+    super().__init__(why)
+    self.needed, self.limit, self.largest, self.seconds = needed, limit, largest, seconds
+
+
+def compile_for(function: Any, *arguments: Any, quick: bool = False) -> Compiled:
+  """Compiles a jitted function for the devices that its arguments' shardings name.
+
+  Args:
+    arguments: trees of `jax.ShapeDtypeStruct` with shardings on a mesh of `topology.describe`.
+    quick: return once the program is optimised and its memory assigned, which is all that is read;
+      a thread that turns it into machine code goes on, so the process should end soon.
+  Raises: DoesNotFit if the chips' memory does not suffice.
+  """
+  lowered = function.lower(*arguments)
+  start = time.perf_counter()
+  # The program's text is read from the compiler's own dump: JAX cannot give back that of every TPU
+  # program (some asynchronous exchanges fail its checks).
+  folder = Path(tempfile.mkdtemp(prefix="sora_jax_plan_"))
+  try:
+    options = {
+      "xla_dump_to": str(folder), "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": ".*",
+    }  # fmt: skip
+    work = _Compilation(functools.partial(lowered.compile, compiler_options=options))
+    while not work.done.wait(0.2) and not (quick and is_assigned(folder)):
+      pass
+    seconds = time.perf_counter() - start
+    if work.error is not None:
+      if not isinstance(work.error, jax.errors.JaxRuntimeError) or TOO_LARGE not in str(work.error):
+        raise work.error
+      needed, limit = _sizes(str(work.error))
+      raise DoesNotFit(needed, limit, largest(folder), seconds, str(work.error)) from work.error
+    given = sum((_held_bytes(leaf) for leaf in jax.tree.leaves(arguments)), 0.0)
+    memory = assigned(folder, given)
+    if work.result is not None:
+      m = work.result.memory_analysis()
+      memory = Memory(
+        m.argument_size_in_bytes, m.output_size_in_bytes - m.alias_size_in_bytes,
+        m.temp_size_in_bytes, m.generated_code_size_in_bytes,
+      )  # fmt: skip
+    text = _newest(folder, PROGRAM).read_text()
+    return Compiled(memory, hlo.parse(text), largest(folder), seconds)
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Compilation(threading.Thread):
+  """A compilation; when `done`, it has a result or an error."""
+
+  def __init__(self, compile_it: Callable[[], Any]):
+    super().__init__(daemon=True)
+    self._compile, self.result, self.error = compile_it, None, None
+    self.done = threading.Event()
+    self.start()
+
+  def run(self) -> None:
+    try:
+      self.result = self._compile()
+    except BaseException as error:  # handed on: the caller raises it
+      self.error = error
+    self.done.set()
+
+
+PROGRAM, REPORT = "*after_optimizations.txt", "*memory-usage-report.txt"
+"""Files of a dump: the optimised program, and what its buffers take."""
+
+
+def is_assigned(folder: Path) -> bool:
+  """Whether a dump holds the whole of both files: the compiler writes a later one after them."""
+  later = list(folder.glob("*after_optimizations_after_buffer_assignment.txt"))
+  return bool(later) and all(list(folder.glob(name)) for name in (PROGRAM, REPORT))
+
+
+def assigned(folder: Path, given: float) -> Memory:
+  """Memory from a dump's report, which does not count the code; given: bytes of arguments."""
+  found = re.search(r"Total bytes: (\d+)", _newest(folder, REPORT).read_text())
+  return Memory(given, 0.0, float(found.group(1)) - given, 0.0)
+
+
+def _held_bytes(leaf: jax.ShapeDtypeStruct) -> float:
+  """Bytes of an argument that one chip holds."""
+  shape = leaf.sharding.shard_shape(leaf.shape)
+  return float(math.prod(shape) * leaf.dtype.itemsize)
+
+
+def _newest(folder: Path, pattern: str) -> Path:
+  found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_size)
+  if not found:
+    raise RuntimeError(f"the compiler wrote no {pattern}; does this version of libtpu dump text?")
+  return found[-1]
+
+
+def largest(folder: Path, count: int = 8) -> list[tuple[float, str]]:
+  """(bytes, shapes) of the largest buffers in a dump's memory report; empty without one."""
+  reports = sorted(folder.glob(REPORT), key=lambda path: path.stat().st_size)
+  if not reports:
+    return []
+  found = []
+  for line in reports[-1].read_text().splitlines():
+    parts = [part.strip() for part in line.split(";")]
+    if len(parts) == 5 and "(" in parts[0]:
+      found.append((size_of(parts[1]), parts[4]))
+  return sorted(found, key=lambda pair: -pair[0])[:count]
+
+
+UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def size_of(text: str) -> float:
+  """Bytes of "4.78GiB", "236.45G" or "512B"."""
+  found = re.match(r"([\d.]+)\s*([BKMGT])", text.strip())
+  return float(found.group(1)) * UNITS[found.group(2)] if found else 0.0
+
+
+def _sizes(message: str) -> tuple[float, float]:
+  """(needed, available) that the compiler's message names; nan where it names none."""
+  found = re.findall(r"\(?(\d+(?:\.\d+)?[KMGT])i?B?\)?", message)
+  sizes = [size_of(text) for text in found]
+  return (sizes[0], sizes[1]) if len(sizes) >= 2 else (float("nan"),) * 2

@@ -1,0 +1,157 @@
+"""A plan: what compiling a program for a topology has shown, in words and as figures."""
+
+import math
+from typing import Any, NamedTuple
+
+from sora_jax.planning import compiled, cost, walk
+from sora_jax.planning.compiled import Compiled, DoesNotFit
+from sora_jax.planning.cost import Bound, Kernels
+from sora_jax.planning.topology import GIB, Topology
+from sora_jax.planning.walk import Collective, Costs
+
+
+class Plan(NamedTuple):
+  """What is known of a program on a topology.
+
+  found, and what is counted from it, are None where the program does not fit. load: typical data of
+  a step on all chips, see `tasks.programs.Load`.
+  """
+
+  program: str
+  there: Topology
+  mesh: dict[str, int]
+  parameters: int
+  load: Any
+  needed: float
+  largest: list[tuple[float, str]]
+  seconds: float
+  found: Compiled | None = None
+  costs: Costs | None = None
+  kernels: Kernels | None = None
+  collectives: tuple[Collective, ...] = ()
+  bound: Bound | None = None
+
+  @property
+  def fits(self) -> bool:
+    """Whether a chip's memory suffices."""
+    return self.found is not None and self.needed <= self.there.chip.hbm_bytes
+
+  @property
+  def flops_compiled(self) -> float:
+    """Of a step on all chips, as compiled, without what is recomputed."""
+    return (self.costs.dot_flops + self.kernels.flops) * len(self.there.devices)
+
+  @property
+  def model_flop_use(self) -> float:
+    """The most that the roofline allows."""
+    chips = len(self.there.devices)
+    return cost.model_flop_use(self.load.flops, self.bound.seconds, self.there.chip, chips)
+
+
+def make(program: Any, there: Topology, mesh: Any, name: str, quick: bool = False) -> Plan:
+  """Compiles a `tasks.programs.Program` for a topology and counts what it does.
+
+  quick: see `compiled.compile_for`.
+  """
+  axes = dict(mesh.shape)
+  same = (name, there, axes, program.parameters, program.load)
+  try:
+    found = compiled.compile_for(program.function, *program.arguments, quick=quick)
+  except DoesNotFit as error:
+    return Plan(*same, error.needed, error.largest, error.seconds)
+  costs, collectives = walk.walk(found.program, tuple(axes.items()))
+  kernels = cost.kernel_flops(costs, program.load.near, program.load.far)
+  between = {"data": there.slices} if there.slices > 1 else {}
+  bound = cost.bound(costs, kernels, collectives, there.chip, between)
+  return Plan(
+    *same, found.memory.total, found.largest, found.seconds, found, costs, kernels,
+    tuple(collectives), bound,
+  )  # fmt: skip
+
+
+def figures(plan: Plan) -> dict:
+  """The plan as JSON; seconds, bytes and FLOPs of one step, None where it does not fit."""
+  memory = plan.found.memory._asdict() if plan.found else None
+  known = plan.found is not None
+  return {
+    "program": plan.program,
+    "topology": plan.there.name,
+    "mesh": plan.mesh,
+    "fits": plan.fits,
+    "parameters": plan.parameters,
+    "hbm_bytes_per_chip": None if math.isnan(plan.needed) else plan.needed,
+    "hbm_limit_bytes": plan.there.chip.hbm_bytes,
+    "hbm_bytes_by_kind": memory,
+    "largest_buffers": [{"bytes": size, "shapes": shapes} for size, shapes in plan.largest],
+    "flops_per_step_compiled": plan.flops_compiled if known else None,
+    "flops_per_step_recomputed": (
+      (plan.costs.recomputed_flops + plan.kernels.recomputed) * len(plan.there.devices)
+      if known else None
+    ),
+    "flops_per_step_formula": plan.load.flops,
+    "dot_flops_compiled": plan.costs.dot_flops * len(plan.there.devices) if known else None,
+    "dot_flops_formula": plan.load.dots,
+    "tokens_per_step": plan.load.tokens,
+    "collectives": [c._asdict() if hasattr(c, "_asdict") else vars(c) for c in plan.collectives],
+    "step_seconds_lower_bound": plan.bound.seconds if known else None,
+    "step_seconds_by_reason": plan.bound._asdict() if known else None,
+    "mfu_upper_bound": plan.model_flop_use if known else None,
+    "compile_seconds": plan.seconds,
+  }  # fmt: skip
+
+
+def text(plan: Plan) -> str:
+  """The plan for a person."""
+  there, load = plan.there, plan.load
+  mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one chip"
+  lines = [
+    f"{plan.program} on {there.name}: {len(there.devices)} x {there.chip.name},"
+    f" {there.hosts} hosts; mesh {mesh}",
+    f"parameters           {cost.sized(plan.parameters)}",
+    f"tokens a step        {cost.sized(load.tokens)} real",
+  ]
+  limit = there.chip.hbm_bytes / GIB
+  lines.append(
+    f"memory of a chip     {plan.needed / GIB:.2f} of {limit:.0f} GiB:"
+    f" {'fits' if plan.fits else 'DOES NOT FIT'}"
+  )
+  if plan.found:
+    for kind, size in plan.found.memory._asdict().items():
+      lines.append(f"  {kind:<18} {size / GIB:.2f} GiB")
+  if not plan.fits:
+    lines += advice(plan)
+  lines += [f"  largest            {size / GIB:.2f} GiB: {what}" for size, what in plan.largest[:4]]
+  if plan.found is None:
+    return "\n".join(lines)
+  chips = len(there.devices)
+  again = (plan.costs.recomputed_flops + plan.kernels.recomputed) * chips
+  lines += [
+    f"FLOPs a step         {cost.sized(plan.flops_compiled)}compiled,"
+    f" {cost.sized(again)}recomputed; {cost.sized(load.flops)}needed for real tokens (formula)",
+    f"  matrix products    {cost.sized(plan.costs.dot_flops * chips)}compiled,"
+    f" {cost.sized(load.dots)}by formula"
+    f" ({100 * (plan.costs.dot_flops * chips / load.dots - 1):+.1f} %)",
+    "exchanges a step     of a chip:",
+  ]
+  lines += [
+    f"  {c.kind:<18} {cost.sized(c.bytes)}B over {'+'.join(c.axes) or 'none'} ({c.group} chips),"
+    f" {c.count:.0f} times"
+    for c in plan.collectives[:8]
+  ]
+  b = plan.bound
+  lines += [
+    f"step at the least    {b.seconds:.3g} s, for {b.reason} (compute {b.compute:.3g},"
+    f" memory {b.memory:.3g}, network {b.network:.3g})",
+    f"model-FLOP use       at most {100 * plan.model_flop_use:.0f} %, real tokens,"
+    " nothing recomputed counted",
+    f"compiled in          {plan.seconds:.0f} s",
+  ]
+  return "\n".join(lines)
+
+
+def advice(plan: Plan) -> list[str]:
+  """What to change so that it fits."""
+  return [
+    "  to make it fit: a larger fsdp or tensor axis (for the state), a context axis or a larger",
+    "  train.accumulate (for activations), model.remat=block, a smaller data.row_len, more chips",
+  ]

@@ -1,0 +1,111 @@
+"""TPU slices by name: their chips' figures, and devices to compile for that are not there.
+
+The figures are those that Google publishes for each chip (cloud.google.com/tpu/docs: v4, v5e, v5p,
+v6e). Topologies count chips: v5p:4x4x8 is 128 of them.
+"""
+
+import math
+import os
+from typing import NamedTuple
+
+GIB = 2**30
+GB = 1e9
+
+
+class Chip(NamedTuple):
+  """One chip's figures.
+
+  flops: bfloat16 products, FLOP/s. hbm_bytes: capacity. hbm_rate: bytes/s. ici_rate: bytes/s that
+  all of its links together take in, one way. ports: number of links. dcn_rate: bytes/s of its share
+  of the data-centre network, one way. per_host: chips of a host.
+  """
+
+  name: str
+  flops: float
+  hbm_bytes: float
+  hbm_rate: float
+  ici_rate: float
+  ports: int
+  dcn_rate: float
+  per_host: int
+
+
+CHIPS = {
+  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB, 4, 3.1 * GB, 8),
+  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB, 6, 6.2 * GB, 4),
+  "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1638 * GB, 400 * GB, 4, 12.5 * GB, 8),
+}
+
+
+class Topology(NamedTuple):
+  """A slice, or several joined by the data-centre network.
+
+  devices: to compile for; they cannot run anything.
+  """
+
+  name: str
+  chip: Chip
+  shape: tuple[int, ...]
+  slices: int
+  devices: list
+
+  @property
+  def hosts(self) -> int:
+    """Machines that run the job."""
+    return max(1, len(self.devices) // self.chip.per_host)
+
+
+def parse(name: str) -> tuple[str, tuple[int, ...], int]:
+  """(chip, shape of a slice, slices) of a name such as v5p:4x4x8 or 2*v5e:16x16.
+
+  Raises: ValueError that says how names are formed.
+  """
+  rest, slices = name, 1
+  if "*" in name:
+    count, rest = name.split("*", 1)
+    slices = int(count) if count.isdigit() else 0
+  chip, _, shape = rest.partition(":")
+  sides = tuple(int(n) if n.isdigit() else 0 for n in shape.split("x"))
+  right = 3 if chip == "v5p" else 2
+  if chip not in CHIPS or len(sides) != right or min(sides) < 1 or slices < 1:
+    raise ValueError(
+      f"topology {name!r}: give CHIP:SHAPE, the shape in chips, like v5e:4x4, v6e:2x4 or v5p:4x4x8,"
+      f" with N* before it for N slices; chips: {', '.join(CHIPS)}"
+    )
+  return chip, sides, slices
+
+
+def describe(name: str) -> Topology:
+  """Returns a topology with devices to compile for, without any of its hardware.
+
+  Raises: ValueError for a name that is none or that the TPU compiler refuses; RuntimeError where
+    that compiler is not installed.
+  """
+  chip, shape, slices = parse(name)
+  devices = _devices(f"{chip}:{'x'.join(map(str, shape))}", slices, name)
+  if len(devices) != slices * math.prod(shape):
+    raise ValueError(
+      f"topology {name!r} has {len(devices)} devices for the compiler, not one a chip"
+    )
+  return Topology(name, CHIPS[chip], shape, slices, devices)
+
+
+def _devices(one: str, slices: int, name: str) -> list:
+  try:
+    import libtpu  # noqa: F401  (the compiler; JAX finds it by itself)
+  except ImportError as error:
+    raise RuntimeError(
+      "the TPU compiler is not installed; it runs on any Linux machine: pip install sora_jax[tpu]"
+    ) from error
+  # Without these it asks the cloud for a machine that is not there, and waits.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  from jax.experimental import topologies
+
+  more = {"num_slices": slices} if slices > 1 else {}
+  try:
+    return list(topologies.get_topology_desc(one, platform="tpu", **more).devices)
+  except Exception as error:  # the compiler raises what its C++ does
+    raise ValueError(f"topology {name!r}: the TPU compiler refuses it: {error}") from error

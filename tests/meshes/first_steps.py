@@ -1,0 +1,54 @@
+"""One of several processes that train the toy transformer together for a few steps.
+
+  python first_steps.py COORDINATOR PROCESSES PROCESS
+
+Prints, from the first process, one JSON line: loss and gradient norm of each step, the worst
+difference of the first gradients from those on one device of this process, and what was loaded.
+"""
+
+import json
+import sys
+
+import gradients
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax import sharding
+from sora_jax.train import hosts
+
+
+def main(coordinator: str, processes: int, process: int) -> None:
+  hosts.connect(coordinator, processes, process)
+  mesh = sharding.make_mesh((2, 2, 2, 1))
+  index, count = sharding.host_share(mesh)
+  task, rows = gradients.task(), gradients.batch()
+  on = task.on(mesh)
+  mine = {name: np.split(value, count)[index] for name, value in rows.items()}
+  put = sharding.put_batch(mesh, mine, on.batch_axes())
+  placed = sharding.of_tree(mesh, on.axes())
+
+  def noisy(key):
+    make = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
+    return jax.tree.map(make, task.init(key))
+
+  params = jax.jit(noisy, out_shardings=placed)(jax.random.key(0))
+  sums, grads = gradients.run(on, params, put, mesh, 1)
+  got = hosts.whole((sums, grads))
+  alone = jax.device_put(hosts.whole(params), jax.local_devices()[0])
+  want = jax.device_get(gradients.run(task, alone, rows, None, 1))
+  error = jax.tree.map(
+    lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)), got, want
+  )
+  merged = hosts.merged({"step": 1, "streams": {str(process): "state"}})
+  if hosts.is_first():
+    shares = sum(len(x.sharding.device_set) > 4 for x in jax.tree.leaves(params))
+    print(json.dumps({
+      "error": max(jax.tree.leaves(error)), "share": [index, count], "over_both": shares,
+      "merged": merged, "tokens": float(jnp.sum(jnp.asarray(got[0]["fill"].numerator))),
+    }))  # fmt: skip
+  hosts.wait("end")
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

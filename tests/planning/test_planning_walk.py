@@ -1,0 +1,143 @@
+# ruff: noqa: E501 (a compiler's lines are long)
+"""The walk over compiled programs: on text written by hand, and on programs of this machine."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.planning import hlo, walk
+
+TEXT = """HloModule jit_step, is_scheduled=true
+
+%fused (p0: bf16[64,8,16], p1: s32[], p2: bf16[32,8]) -> bf16[32,16] {
+  %p0 = bf16[64,8,16]{2,1,0:T(8,128)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  %p2 = bf16[32,8]{1,0:T(8,128)S(1)} parameter(2)
+  %slice = bf16[1,8,16]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}
+  %kernel = bf16[8,16]{1,0} bitcast(%slice)
+  ROOT %conv = bf16[32,16]{1,0} convolution(%p2, %kernel), dim_labels=bf_io->bf, metadata={op_name="jit(step)/jvp(M)/up/dot_general"}
+}
+
+%body (state: (s32[], bf16[32,8], bf16[64,8,16])) -> (s32[], bf16[32,8], bf16[64,8,16]) {
+  %state = (s32[]{:T(128)}, bf16[32,8]{1,0}, /*index=2*/bf16[64,8,16]{2,1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %x = bf16[32,8]{1,0:T(8,128)S(1)} get-tuple-element(%state), index=1
+  %w = bf16[64,8,16]{2,1,0} get-tuple-element(%state), index=2
+  %y = bf16[32,16]{1,0} fusion(%w, %i, %x), kind=kOutput, calls=%fused
+  %gather.1 = bf16[8,16]{1,0} all-gather(%y), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, dimensions={1}
+  %again = bf16[32,16]{1,0} dot(%x, %gather.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}, metadata={op_name="jit(step)/checkpoint/rematted_computation/up/dot_general"}
+  %splash_mha_fwd.7 = (f32[8,128]{1,0}, bf16[2,32,8]{2,1,0}) custom-call(%i, %q, %w), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"blocks":"{512, 512}"
+}}, metadata={op_name="jit(step)/attention"}
+  ROOT %out = (s32[], bf16[32,8], bf16[64,8,16]) tuple(%i, %x, %w)
+}
+
+%all-reduce-scatter.3 (p: f32[64]) -> f32[16] {
+  %p = f32[64]{0} parameter(0)
+  %sum = f32[64]{0} all-reduce(%p), replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  ROOT %part = f32[16]{0} dynamic-slice(%sum, %n), dynamic_slice_sizes={16}
+}
+
+%cond (state: (s32[], bf16[32,8], bf16[64,8,16])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(34)
+  %state.1 = (s32[], bf16[32,8], bf16[64,8,16]) parameter(0)
+  %j = s32[] get-tuple-element(%state.1), index=0
+  ROOT %lt = pred[] compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[64]) -> f32[16] {
+  %a = f32[64]{0} parameter(0)
+  %t = (s32[], bf16[32,8], bf16[64,8,16]) tuple(%a)
+  %loop = (s32[], bf16[32,8], bf16[64,8,16]) while(%t), condition=%cond, body=%body
+  ROOT %r = f32[16]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
+MESH = (("data", 4), ("fsdp", 2))
+
+
+def test_loops_are_multiplied_and_what_is_computed_twice_is_kept_apart():
+  costs, _ = walk.walk(hlo.parse(TEXT), MESH)
+  assert costs.dot_flops == 34 * 2 * 32 * 8 * 16
+  assert costs.recomputed_flops == 34 * 2 * 32 * 8 * 16
+  (((name, _, again), times),) = costs.kernels.items()
+  assert (name, again, times) == ("splash_mha_fwd", False, 34)
+
+
+def test_exchanges_have_their_axes_bytes_and_kind():
+  _, found = walk.walk(hlo.parse(TEXT), MESH)
+  gather, scatter = found
+  assert (gather.kind, gather.axes, gather.group) == ("all-gather", ("fsdp",), 2)
+  assert gather.bytes == 34 * 2 * 32 * 16 and gather.count == 34  # the larger side
+  assert (scatter.kind, scatter.axes, scatter.group) == ("reduce-scatter", ("data",), 4)
+  assert scatter.bytes == 4 * 64
+
+
+def test_of_a_stack_only_the_slice_is_read_and_fast_memory_is_free():
+  program = hlo.parse(TEXT)
+  body = program.computations["body"]
+  moved = walk.moved_bytes(body["y"], body, program)
+  index, part, out = 4, 2 * (8 * 16), 2 * (32 * 16)
+  assert moved == index + part + out
+
+
+@pytest.mark.parametrize(
+  "groups, members",
+  [
+    ("{{0,1},{2,3},{4,5},{6,7}}", [0, 1]),
+    ("[2,4]<=[4,2]T(1,0)", [0, 2, 4, 6]),
+    ("[4,2]<=[8]", [0, 1]),
+    ("mesh['x'=4,'y'=2] {'x'}", [0, 2, 4, 6]),
+    ("{}", list(range(8))),
+  ],
+)  # fmt: skip
+def test_groups_are_read_as_xla_writes_them(groups, members):
+  axes = {2: ("fsdp",), 4: ("data",), 8: ("data", "fsdp")}[len(members)]
+  assert walk.span(groups, MESH) == (axes, len(members))
+
+
+@pytest.mark.parametrize(
+  "size, kernel, stride, pad, dilate",
+  [(9, 3, 1, (1, 1), 1), (8, 3, 2, (0, 1), 1), (5, 4, 3, (0, 0), 4), (6, 6, 1, (5, 5), 1)],
+)
+def test_convolutions_count_the_pairs_that_meet_an_entry(size, kernel, stride, pad, dilate):
+  reach = (size - 1) * dilate + 1 + sum(pad)
+  out = (reach - kernel) // stride + 1
+  ones = jnp.ones((1, 1, size))
+  count = jax.lax.conv_general_dilated(
+    ones, jnp.ones((1, 1, kernel)), (stride,), [pad], lhs_dilation=(dilate,)
+  )
+  assert count.shape[-1] == out
+  assert walk.valid_positions(size, kernel, out, stride, pad, dilate, 1) == int(count.sum())
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_scanned_program_costs_what_its_unrolled_one_does(depth):
+  w = jnp.ones((depth, 24, 24))
+
+  def loss(w, x, again, unroll):
+    layer = lambda x, k: (jnp.tanh(x @ k), None)  # noqa: E731
+    layer = jax.checkpoint(layer) if again else layer
+    return jnp.sum(jax.lax.scan(layer, x, w, unroll=unroll)[0])
+
+  def costs(again, unroll):
+    step = jax.jit(jax.grad(functools.partial(loss, again=again, unroll=unroll), argnums=(0, 1)))
+    text = step.lower(w, jnp.ones((16, 24))).compile().as_text()
+    return walk.walk(hlo.parse(text))[0]
+
+  once = depth * 2 * 16 * 24 * 24
+  assert costs(False, 1).dot_flops == costs(False, depth).dot_flops == 3 * once
+  assert costs(False, 1).recomputed_flops == 0
+  assert costs(True, 1).dot_flops == 3 * once and costs(True, 1).recomputed_flops == once
+
+
+def test_text_without_an_entry_is_refused():
+  with pytest.raises(ValueError, match="no ENTRY"):
+    hlo.parse("HloModule nothing\n")
+
+
+def test_shapes_know_their_bytes():
+  (shape,) = hlo.parse(TEXT).computations["fused"]["p2"].shapes
+  assert shape.fast and shape.bytes == 2 * np.prod(shape.dims) == 512

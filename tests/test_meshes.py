@@ -64,7 +64,7 @@ def test_two_processes_are_as_one_device():
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
   both = [
     subprocess.Popen(
-      [sys.executable, HERE / "first_steps.py", address, "2", str(n)], cwd=HERE.parents[1],
+      [sys.executable, HERE / "first_step.py", address, "2", str(n)], cwd=HERE.parents[1],
       env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       text=True,
     )

@@ -72,6 +72,11 @@ def test_mistakes_are_named_in_one_line(flags, message, tmp_path):
   assert not (tmp_path / "no.json").exists()
 
 
+def test_another_task_is_not_taken_for_text_to_video(tmp_path):
+  done = plan(tmp_path / "no.json", "--config=configs/vae.py:tiny", "--topology=v5e:2x2")
+  assert done.returncode == 1 and "only 'text_to_video' can be planned" in done.stderr
+
+
 def test_without_the_compiler_the_remedy_is_named(monkeypatch):
   from sora_jax.planning import topology
 

@@ -22,18 +22,19 @@ class Memory(NamedTuple):
   """Bytes of a chip's HBM.
 
   arguments: what the program is given: state and batch. outputs: beyond what takes the place of
-  arguments. temporaries: activations, gathered parameters, buffers of exchanges. code: the program.
+  arguments. temporaries: activations, gathered parameters, buffers of exchanges. code: the program;
+  None where it was not made.
   """
 
   arguments: float
   outputs: float
   temporaries: float
-  code: float
+  code: float | None
 
   @property
   def total(self) -> float:
-    """All of it."""
-    return sum(self)
+    """All that is known of it."""
+    return sum(size for size in self if size is not None)
 
 
 class Compiled(NamedTuple):
@@ -78,17 +79,22 @@ def compile_for(function: Any, *arguments: Any, quick: bool = False) -> Compiled
       "xla_dump_to": str(folder), "xla_dump_hlo_as_text": True, "xla_dump_hlo_module_re": ".*",
     }  # fmt: skip
     work = _Compilation(functools.partial(lowered.compile, compiler_options=options))
-    while not work.done.wait(0.2) and not (quick and is_assigned(folder)):
-      pass
+    before = None
+    while not work.done.wait(0.5):
+      now = written(folder)
+      if quick and now and now == before:  # both files are there and no longer grow
+        break
+      before = now
     seconds = time.perf_counter() - start
     if work.error is not None:
       if not isinstance(work.error, jax.errors.JaxRuntimeError) or TOO_LARGE not in str(work.error):
         raise work.error
       needed, limit = _sizes(str(work.error))
       raise DoesNotFit(needed, limit, largest(folder), seconds, str(work.error)) from work.error
-    given = sum((_held_bytes(leaf) for leaf in jax.tree.leaves(arguments)), 0.0)
-    memory = assigned(folder, given)
-    if work.result is not None:
+    if work.result is None:
+      given = sum((_held_bytes(leaf) for leaf in jax.tree.leaves(arguments)), 0.0)
+      memory = assigned(folder, given)
+    else:
       m = work.result.memory_analysis()
       memory = Memory(
         m.argument_size_in_bytes, m.output_size_in_bytes - m.alias_size_in_bytes,
@@ -121,16 +127,16 @@ PROGRAM, REPORT = "*after_optimizations.txt", "*memory-usage-report.txt"
 """Files of a dump: the optimised program, and what its buffers take."""
 
 
-def is_assigned(folder: Path) -> bool:
-  """Whether a dump holds the whole of both files: the compiler writes a later one after them."""
-  later = list(folder.glob("*after_optimizations_after_buffer_assignment.txt"))
-  return bool(later) and all(list(folder.glob(name)) for name in (PROGRAM, REPORT))
+def written(folder: Path) -> list[int] | None:
+  """Sizes of both files of a dump; None while one of them is missing or empty."""
+  sizes = [[path.stat().st_size for path in folder.glob(name)] for name in (PROGRAM, REPORT)]
+  return [max(found) for found in sizes] if all(map(any, sizes)) else None
 
 
 def assigned(folder: Path, given: float) -> Memory:
   """Memory from a dump's report, which does not count the code; given: bytes of arguments."""
   found = re.search(r"Total bytes: (\d+)", _newest(folder, REPORT).read_text())
-  return Memory(given, 0.0, float(found.group(1)) - given, 0.0)
+  return Memory(given, 0.0, float(found.group(1)) - given, None)
 
 
 def _held_bytes(leaf: jax.ShapeDtypeStruct) -> float:

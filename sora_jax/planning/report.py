@@ -1,5 +1,6 @@
 """A plan: what compiling a program for a topology has shown, in words and as figures."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ def figures(plan: Plan) -> dict:
     "dot_flops_compiled": plan.costs.dot_flops * len(plan.there.devices) if known else None,
     "dot_flops_formula": plan.load.dots,
     "tokens_per_step": plan.load.tokens,
-    "collectives": [c._asdict() if hasattr(c, "_asdict") else vars(c) for c in plan.collectives],
+    "collectives": [dataclasses.asdict(c) for c in plan.collectives],
     "step_seconds_lower_bound": plan.bound.seconds if known else None,
     "step_seconds_by_reason": plan.bound._asdict() if known else None,
     "mfu_upper_bound": plan.model_flop_use if known else None,
@@ -117,7 +118,7 @@ def text(plan: Plan) -> str:
   )
   if plan.found:
     for kind, size in plan.found.memory._asdict().items():
-      lines.append(f"  {kind:<18} {size / GIB:.2f} GiB")
+      lines.append(f"  {kind:<18} {'not made' if size is None else f'{size / GIB:.2f} GiB'}")
   if not plan.fits:
     lines += advice(plan)
   lines += [f"  largest            {size / GIB:.2f} GiB: {what}" for size, what in plan.largest[:4]]

@@ -178,8 +178,11 @@ def text_to_video(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools
 def sketch(config: Mapping, mesh: Mesh) -> TextToVideo:
   """Returns text to video without data, to be compiled for a mesh and not to be run.
 
-  A VAE that is not trained yet may be named by its size. Raises: ValueError, as `check` does.
+  A VAE that is not trained yet may be named by its size. Raises: ValueError, as `check` does, and
+  for another task.
   """
+  if config["task"] != "text_to_video":
+    raise ValueError(f"config.task is {config['task']!r}; only 'text_to_video' can be planned")
   name = config["vae"]["weights"]
   try:
     autoencoder = load_autoencoder(name)

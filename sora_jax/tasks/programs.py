@@ -11,11 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from sora_jax import sharding
 from sora_jax.data.streams import empty_row
-from sora_jax.data.transforms import padded_frames
 from sora_jax.nn import vae as vae_lib
 from sora_jax.ops import block_plan, splash
 from sora_jax.tasks import build, costs, sections
-from sora_jax.tasks.autoencoder import factors
 from sora_jax.tasks.text_to_video import TextToVideo
 from sora_jax.tasks.typed import typed
 from sora_jax.train import optimizer as optimizer_lib
@@ -33,8 +31,8 @@ class Load(NamedTuple):
 
   tokens: real ones. flops: of the products that the model needs for them, forward and backward,
   nothing recomputed. dots: the same for every position of every row, padding included, attention
-  left out: what the compiled products should come to. near, far: of the block pairs of a row, the
-  share in which tokens, and tokens and words, share a segment.
+  of long rows left out: what the compiled products should come to. near, far: of the block pairs
+  of a row, the share in which tokens, and tokens and words, share a segment.
   """
 
   tokens: float
@@ -112,8 +110,9 @@ def load_of(config: Mapping, task: TextToVideo, rows: int, sample: int = 32) -> 
 def typical_rows(config: Mapping, task: TextToVideo, rows: int) -> dict[str, np.ndarray]:
   """Segment ids of `rows` rows of clips drawn as the world draws them, the longest placed first."""
   c, rng = task.pipeline, np.random.default_rng(0)
-  batch = {name: np.stack([value] * rows) for name, value in
-           empty_row(c, task.dit.config.out_channels).items()}  # fmt: skip
+  tables = ("segment", "text_segment", "grid", "clip", "slots", "slot", "slot_text")
+  empty = empty_row(c, task.dit.config.out_channels)
+  batch = {name: np.stack([empty[name]] * rows) for name in tables if name in empty}
   words = min(WORDS, c.text_row_len)
   drawn = [clip_tokens(config, task, rng)]
   while sum(drawn) < rows * c.row_len:
@@ -149,10 +148,7 @@ def clip_tokens(config: Mapping, task: TextToVideo, rng: np.random.Generator) ->
   frames = 1 if rng.random() < world.image_fraction else world.frames[
     rng.integers(len(world.frames))
   ]  # fmt: skip
-  f_t, f_s, _ = factors(v)
-  t = -(-(1 + (padded_frames(frames, f_t) - 1) // f_t) // c.patch.t)
-  tokens = t * -(-height // (f_s * c.patch.h)) * -(-width // (f_s * c.patch.w))
-  return min(int(tokens), c.row_len)
+  return min(sections.tokens_of(width, height, frames, v, c.patch), c.row_len)
 
 
 def _count(params: Any) -> int:

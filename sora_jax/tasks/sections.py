@@ -11,6 +11,7 @@ from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.data.transforms import padded_frames
 from sora_jax.data.world import WorldConfig
 from sora_jax.diffusion.solvers import SOLVERS
+from sora_jax.shapes import Patch
 from sora_jax.tasks.autoencoder import factors
 from sora_jax.tasks.clips import ClipsConfig
 from sora_jax.tasks.typed import check_names, part, typed, without
@@ -115,16 +116,20 @@ def prompts_of(data: Mapping) -> PromptMix | None:
   return mix if prompts["on"] else None
 
 
+def tokens_of(width: int, height: int, frames: int, vae_config, patch: Patch) -> int:
+  """Tokens of a clip of pixels."""
+  f_t, f_s, _ = factors(vae_config)
+  t = -(-(1 + (padded_frames(frames, f_t) - 1) // f_t) // patch.t)
+  return t * -(-height // (f_s * patch.h)) * -(-width // (f_s * patch.w))
+
+
 def fits(source: ClipsConfig, pipeline: PipelineConfig, vae_config) -> None:
   """Raises a ValueError if a clip of the world would fill more than a row."""
   if source.world is None or pipeline.too_long != "raise":
     return
-  f_t, f_s, _ = factors(vae_config)
-  p = pipeline.patch
   for width, height in source.world.sizes:
     for frames in source.world.frames:
-      t = -(-(1 + (padded_frames(frames, f_t) - 1) // f_t) // p.t)
-      tokens = t * -(-height // (f_s * p.h)) * -(-width // (f_s * p.w))
+      tokens = tokens_of(width, height, frames, vae_config, pipeline.patch)
       if tokens > pipeline.row_len:
         raise ValueError(
           f"config.data.row_len is {pipeline.row_len}, but a clip of {width}x{height} and"

@@ -9,7 +9,13 @@
   python -m sora_jax.main --config=configs/shipped.py:prompted --workdir=runs/dit4 \
     --config.train.minutes=120 --config.train.init_from=runs/dit3
   python -m sora_jax.main --config=configs/shipped.py:tasks --workdir=runs/dit5 \
-    --config.train.steps=2800 --config.train.init_from=runs/dit4
+    --config.train.steps=3400 --config.train.init_from=runs/dit4
+  python -m sora_jax.main --config=configs/shipped.py:focus --workdir=runs/dit6 \
+    --config.train.steps=900 --config.train.init_from=runs/dit5
+  python -m sora_jax.main --config=configs/shipped.py:mixed --workdir=runs/dit7 \
+    --config.train.steps=3100 --config.train.init_from=runs/dit6
+  python -m sora_jax.main --config=configs/shipped.py:polish --workdir=runs/dit8 \
+    --config.train.steps=4200 --config.train.init_from=runs/dit7
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
@@ -17,9 +23,11 @@ objects bounce or fall; more stills. large: all styles, motions and levels as we
 tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all styles, cuts and
 morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the same, half of it
 prompted, more that bounces, falls, swings or is cut, fewer stills, and some captions by shot.
-The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour
-and prompted three times, as its provenance tells; what it came to is in experiments/shipped, why
-aspects changed in experiments/latents.
+focus: one object, plain, small; all but a few clips prompted with whole latents, near pure noise.
+mixed: the same of more kinds, among text alone. polish: tasks again, with more that is cut.
+The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour,
+prompted three times, tasks twice, and then the last three, 11 hours in all, as its provenance
+tells; what it came to is in experiments/shipped, why aspects changed in experiments/latents.
 Hardware: 2 CPU cores, hours. `smoke` takes a minute.
 """
 
@@ -27,7 +35,8 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny
 
-SIZES = ("plain", "aspects", "large", "prompted", "tasks")
+TASKS = ("tasks", "focus", "mixed", "polish")
+SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
 )  # fmt: skip
@@ -70,7 +79,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     w.seed = 2
     c.optimizer.lr = 2e-3
     d.rows, d.row_len, d.too_long = 4, 512, "skip"
-  if size in ("prompted", "tasks"):
+  if size in ("prompted", *TASKS):
     w.levels = (1, 3)
     w.motions = ("constant",) * 12 + ("bounce", "gravity", "morph") * 2 + ("cut",)
     w.styles = ("plain",) * 9 + ("outline", "hatched", "night")
@@ -84,7 +93,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     d.prompts.on, d.max_slots = True, 24
     for name in ("first", "head", "tail", "ends", "both", "keyframes", "random", "boxes"):
       d.prompts[name] = round(2 / 3 * d.prompts[name], 3)  # text alone is what falls first
-  if size == "tasks":
+  if size in TASKS:
     w.motions = ("constant",) * 8 + ("bounce", "gravity", "cut") * 4 + ("morph", "swing") * 3
     w.sizes = 4 * SMALL[:1] + 2 * ASPECTS + ((96, 64), (64, 96))  # small ones: more motions seen
     w.image_fraction = 0.15
@@ -94,4 +103,29 @@ def get_config(arg: str = "plain") -> ConfigDict:
     shares = {"first": 0.06, "head": 0.18, "tail": 0.1, "ends": 0.03, "both": 0.08}
     d.prompts.update(shares | {"keyframes": 0.04, "random": 0.02, "boxes": 0.04})
     d.prompts.near_noise = 0.6  # where motion has to be worked out
+  if size in ("focus", "mixed"):
+    w.frames = (17,) if size == "focus" else (17, 17, 25)
+    d.rows, d.row_len, d.max_segments = 8, 256, 8
+    c.optimizer.lr = 2e-3
+    for name in ("first", "head", "tail", "ends", "both", "keyframes", "random", "boxes"):
+      d.prompts[name] = 0.0
+  if size == "focus":
+    w.levels, w.styles = (1,), ("plain",)
+    w.motions = ("constant",) * 6 + ("bounce", "gravity", "swing")
+    w.sizes = ((32, 32), (32, 32), (48, 48), (56, 40), (40, 56))
+    w.image_fraction, w.num_clips, w.seed = 0.0, 6144, 21
+    d.prompts.update({"head": 0.75, "tail": 0.15, "both": 0.1})
+    d.prompts.update({"near_noise": 1.0, "dropout": 0.02, "noise": 0.1, "frame_times": 0.0})
+    d.caption_dropout, d.caption_shots = 0.05, 0.0
+  if size == "mixed":
+    w.motions = ("constant",) * 10 + ("bounce", "gravity", "swing", "cut") * 3 + ("morph",) * 2
+    w.sizes = 3 * SMALL[:1] + ASPECTS
+    w.image_fraction, w.num_clips, w.seed = 0.1, 10240, 22
+    shares = {"head": 0.3, "tail": 0.12, "both": 0.12, "first": 0.04}
+    d.prompts.update(shares | {"ends": 0.02, "keyframes": 0.03, "random": 0.02, "near_noise": 0.7})
+  if size == "polish":
+    w.motions = ("constant",) * 10 + ("cut",) * 8
+    w.motions += ("bounce", "gravity") * 4 + ("morph", "swing") * 3
+    w.styles = ("plain",) * 7 + ("outline", "hatched", "night")
+    w.num_clips, w.seed = 16384, 31
   return base.smoke(c) if smoke else c

@@ -221,6 +221,7 @@ def optimizer() -> ConfigDict:
   c.final_lr = 0.0  # share of lr at the last step, [0, 1]
   c.clip_norm = 1.0  # global norm of the gradient; 0 = off
   c.adaptive_clip = False  # clip at mean + 3 standard deviations of the recent norms
+  c.skip_spikes = 0.0  # leave out steps of so many times the recent mean norm, above 1; 0 = off
   c.ema_decay = 0.9999  # [0, 1); ramps up as (1 + s) / (10 + s)
   return c
 

@@ -4,6 +4,7 @@ python -m sora_jax.main --config=configs/tiny.py --workdir=runs/tiny
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -31,11 +32,16 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   if host_memory.cpu_alone():
     host_memory.keep_freed_memory(HEAP)
-  logging.set_verbosity(logging.INFO)
+  if not flags.FLAGS["verbosity"].present:  # --verbosity=1 shows where an error came from
+    logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
   hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   hosts.quiet_others()
-  run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
+  try:
+    run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
+  except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    logging.debug("where it happened", exc_info=True)
+    sys.exit(f"main: {error}" + ("" if str(error) else type(error).__name__))
 
 
 def run(config: dict, workdir: Path) -> dict | None:

@@ -1,9 +1,18 @@
-"""Checkpoints of a run: train state and data iterator together, written while training goes on."""
+"""Checkpoints of a run: train state and data iterator together, written while training goes on.
 
+With the arrays goes a checksum of each: storage that changes a bit of one is not noticed by those
+who read it.
+"""
+
+import contextlib
 import json
+import logging as std_logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -26,6 +35,14 @@ MAY_CHANGE = (
 """Config keys that a resumed run may change; all others must stay as they were."""
 
 
+CHECKSUMS = "checksums"
+"""Name of the checksums among the notes."""
+
+
+class CheckpointError(OSError):
+  """A checkpoint could not be written; the message says where, why, and what is still there."""
+
+
 class Checkpoints:
   """The checkpoints of one work directory, at most `keep` of them.
 
@@ -41,15 +58,20 @@ class Checkpoints:
     )
 
   def save(self, step: int, state: TrainState, data: Any, notes: dict) -> None:
-    """Starts writing a checkpoint and returns; the caller may donate `state` at once."""
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        data=ocp.args.JsonSave({"iterator": data}),
-        notes=ocp.args.JsonSave(notes),
-      ),
-    )
+    """Starts writing a checkpoint and returns; the caller may donate `state` at once.
+
+    Raises: CheckpointError if it, or the one before, cannot be written.
+    """
+    sums = {name: int(value) for name, value in jax.device_get(checksums(state)).items()}
+    with self._told():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          data=ocp.args.JsonSave({"iterator": data}),
+          notes=ocp.args.JsonSave(notes | {CHECKSUMS: sums}),
+        ),
+      )
 
   def restore(self, like: TrainState) -> tuple[TrainState, Any, dict] | None:
     """Returns (state, data, notes) of the newest checkpoint that can be read, or None.
@@ -63,14 +85,16 @@ class Checkpoints:
     problems = []
     for step in steps:
       try:
-        found = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(like),
-            data=ocp.args.JsonRestore(),
-            notes=ocp.args.JsonRestore(),
-          ),
-        )
+        with _quiet():
+          found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+              state=ocp.args.StandardRestore(like),
+              data=ocp.args.JsonRestore(),
+              notes=ocp.args.JsonRestore(),
+            ),
+          )
+        _verify(found["state"], found["notes"].pop(CHECKSUMS, None))
       except Exception as error:  # orbax raises many kinds for a damaged folder
         problems.append(f"step {step}: {type(error).__name__}: {str(error)[:200]}")
         logging.warning(
@@ -93,13 +117,85 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def wait(self) -> None:
-    """Blocks until what was saved is on disk."""
-    self._manager.wait_until_finished()
+    """Blocks until what was saved is on disk.  Raises: CheckpointError if it cannot be."""
+    with self._told():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Finishes writing and releases the folder."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Finishes writing and releases the folder.  Raises: as `wait`."""
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _told(self) -> Iterator[None]:
+    """Says of whatever goes wrong while writing what it means for the run."""
+    try:
+      yield
+    except Exception as error:  # orbax and tensorstore raise many kinds
+      whole = self._manager.latest_step()
+      kept = "there is no older one" if whole is None else f"that of step {whole} is whole"
+      raise CheckpointError(
+        f"a checkpoint could not be written to {self._manager.directory}: {_reason(error)}; {kept}."
+        " Make room there, or make it writable, and run the same command again"
+      ) from error
+
+
+def _reason(error: Exception) -> str:
+  """What went wrong, without the library's story of how it came to know."""
+  text = str(error).splitlines()[0] if str(error) else type(error).__name__
+  known = (
+    "No space left on device",
+    "Read-only file system",
+    "Permission denied",
+    "File too large",
+  )
+  return next((words for words in known if words in str(error)), text[:200])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Within it asyncio does not list what the reader's many tasks ran into; one error is raised."""
+  logger = std_logging.getLogger("asyncio")
+  level = logger.level
+  logger.setLevel(std_logging.CRITICAL)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+@jax.jit
+def checksums(tree: Any) -> dict[str, jax.Array]:
+  """A number for each array, by its path: uint32, the same wherever the array lies.
+
+  The sum of all words, each times an odd number of its own, modulo 2^32: any single changed bit
+  changes it.
+  """
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(path): _checksum(leaf) for path, leaf in leaves}
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+  if x.dtype == jnp.bool_:
+    x = x.astype(jnp.uint8)
+  word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+  words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+  place, stride = jnp.zeros(words.shape, jnp.uint32), 1
+  for axis in reversed(range(words.ndim)):
+    at = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    place, stride = place + at * jnp.uint32(stride % 2**32), stride * words.shape[axis]
+  return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+
+def _verify(state: TrainState, wanted: dict[str, int] | None) -> None:
+  """Raises a ValueError that names the first array whose bits are not those that were saved."""
+  if wanted is None:  # written before there were checksums
+    return
+  for name, value in jax.device_get(checksums(state)).items():
+    if int(value) != wanted.get(name):
+      raise ValueError(f"state{name} is not as it was saved: the storage has changed it")
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -160,6 +160,7 @@ class _Runner:
     self._pace: float | None = None  # smoothed seconds per step, for the plan alone
     self._read_at, self._untimed = time.perf_counter(), True
     self._saved = self.step if self.step else -1
+    self._skipped = int(optimizer_lib.skipped(self.state.opt_state))
 
   def _create(self) -> TrainState:
     """The state before the first step; traceable."""
@@ -270,7 +271,14 @@ class _Runner:
         f" last good state is in {self.workdir / 'checkpoints'}; lower optimizer.lr or look at"
         " these clips."
       )
-    last = {"grad_norm": float(out.grad_norm), "lr": float(out.lr)}
+    if int(out.skipped) > self._skipped:
+      self._skipped = int(out.skipped)
+      logging.warning(
+        "step %d left out: its gradient's norm, %.3g, is above optimizer.skip_spikes times the"
+        " recent mean; %d so far; batch of clips %s",
+        pending.step, float(out.grad_norm), self._skipped, ", ".join(pending.fetched.names),
+      )  # fmt: skip
+    last = {"grad_norm": float(out.grad_norm), "lr": float(out.lr), "skipped": self._skipped}
     untimed, self._untimed = self._untimed, False
     self._meter.add(out.ratios, last, pending.fetched.cost, None if untimed else seconds)
     done = pending.step + 1

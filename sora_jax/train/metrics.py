@@ -35,13 +35,19 @@ class Writer:
     if path.exists():
       kept = [line for line in read(path) if line["step"] <= first_step]
       write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-    self._file = path.open("a")
+    self._path, self._file = path, path.open("a")
 
   def write(self, step: int, values: dict) -> None:
     """Writes a line; numbers become floats, what is not finite becomes null."""
     line = {"step": int(step)} | {name: _plain(value) for name, value in values.items()}
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
+    try:
+      self._file.write(json.dumps(line) + "\n")
+      self._file.flush()
+    except OSError as error:
+      raise OSError(
+        f"{self._path} cannot be written: {error.strerror}. Make room there, and run the same"
+        " command again"
+      ) from error
 
   def close(self) -> None:
     self._file.close()

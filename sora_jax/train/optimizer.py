@@ -31,6 +31,7 @@ class OptimizerConfig:
   final_lr: float = 0.0
   clip_norm: float = 1.0
   adaptive_clip: bool = False
+  skip_spikes: float = 0.0
   ema_decay: float = 0.9999
 
   def __post_init__(self):
@@ -50,6 +51,11 @@ class OptimizerConfig:
       raise ValueError(f"optimizer.final_lr is {self.final_lr}; it is a share of lr, in [0, 1]")
     if self.warmup_steps < 0 or self.clip_norm < 0 or self.weight_decay < 0:
       raise ValueError("optimizer.warmup_steps, clip_norm and weight_decay must not be negative")
+    if self.skip_spikes and not self.skip_spikes > 1:
+      raise ValueError(
+        f"optimizer.skip_spikes is {self.skip_spikes}; it is how many times the recent mean a"
+        " gradient's norm may be: above 1, or 0 = off"
+      )
 
 
 def learning_rate(
@@ -103,6 +109,11 @@ def make(config: OptimizerConfig, axes: Any = None) -> optax.GradientTransformat
 
   axes: a tree like the parameters, with the tuple of each one's logical axis names for a leaf.
   """
+  inner = _clipped(config, axes)
+  return skip_spikes(inner, config.skip_spikes) if config.skip_spikes else inner
+
+
+def _clipped(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   parts = []
   if config.adaptive_clip:
     parts.append(adaptive_clip())
@@ -134,6 +145,51 @@ def make(config: OptimizerConfig, axes: Any = None) -> optax.GradientTransformat
     )
   )
   return optax.chain(*parts)
+
+
+class SpikeState(NamedTuple):
+  """Running mean of the gradient's norm, how many norms it has seen, how many were skipped, and the
+  state of the optimizer inside."""
+
+  mean: Any
+  count: Any
+  skipped: Any
+  inner: Any
+
+
+def skip_spikes(
+  inner: optax.GradientTransformation, factor: float, decay: float = 0.99, warmup: int = 20,
+  opening: float = 1.05,
+) -> optax.GradientTransformation:  # fmt: skip
+  """Leaves out a step whose gradient is `factor` times as long as the recent mean, or more.
+
+  Such a step changes neither parameters nor the state inside (PaLM skipped batches so: Chowdhery et
+  al. 2022, arXiv 2204.02311, section 5.1). The mean grows by `opening` at each skip, so that norms
+  which stay large are let through in the end. The first `warmup` norms always are.
+  """
+
+  def init(params):
+    return SpikeState(
+      jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), inner.init(params)
+    )
+
+  def update(grads, state, params=None):
+    norm = optax.tree.norm(grads)
+    young = state.count < warmup
+    ok = young | (norm <= factor * state.mean)
+    keep = jnp.where(young, jnp.minimum(decay, state.count / (state.count + 1.0)), decay)
+    updates, after = inner.update(grads, state.inner, params)
+    updates = jax.tree.map(lambda u: jnp.where(ok, u, jnp.zeros_like(u)), updates)
+    after = jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, state.inner)
+    mean = jnp.where(ok, keep * state.mean + (1.0 - keep) * norm, opening * state.mean)
+    return updates, SpikeState(mean, state.count + ok, state.skipped + ~ok, after)
+
+  return optax.GradientTransformation(init, update)
+
+
+def skipped(opt_state: Any) -> jax.Array:
+  """Steps that `skip_spikes` has left out so far; 0 where it is off."""
+  return opt_state.skipped if isinstance(opt_state, SpikeState) else jnp.zeros((), jnp.int32)
 
 
 class ClipState(NamedTuple):

@@ -19,13 +19,15 @@ from sora_jax.train.task import Batch, Ratio
 class StepMetrics(NamedTuple):
   """What a step leaves on the device for the host to read one step later.
 
-  ratios: sums by name, "loss" among them.  finite: whether the update was made.
+  ratios: sums by name, "loss" among them.  finite: whether the update was made.  skipped: steps
+  that were left out so far, see `optimizer.skip_spikes`.
   """
 
   ratios: dict[str, Ratio]
   grad_norm: Any
   lr: Any
   finite: Any
+  skipped: Any
 
 
 def make_step(
@@ -59,7 +61,7 @@ def make_step(
     ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema_params, params)
     new = state.replace(step=state.step + 1, params=params, ema_params=ema, opt_state=opt_state)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-    return new, StepMetrics(ratios, grad_norm, lr, finite)
+    return new, StepMetrics(ratios, grad_norm, lr, finite, optimizer_lib.skipped(new.opt_state))
 
   out = None if mesh is None else (placed, sharding.replicated(mesh))
   return jax.jit(step, donate_argnums=0, out_shardings=out)

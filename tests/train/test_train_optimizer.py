@@ -123,8 +123,35 @@ def test_adaptive_clip_stops_a_spike_and_does_not_learn_from_it():
   assert float(after.mean) == float(state.mean)
 
 
+def test_a_spike_is_left_out_and_norms_that_stay_large_are_let_through():
+  guard = lib.skip_spikes(optax.adam(1.0), factor=5.0, warmup=4)
+  params = {"w": jnp.ones(3)}
+  state = guard.init(params)
+  for _ in range(6):
+    updates, state = guard.update({"w": jnp.full(3, 0.1)}, state, params)
+  assert jnp.abs(updates["w"]).min() > 0 and int(lib.skipped(state)) == 0
+  updates, after = guard.update({"w": jnp.full(3, 10.0)}, state, params)
+  assert jnp.abs(updates["w"]).max() == 0 and int(lib.skipped(after)) == 1
+  jax.tree.map(np.testing.assert_array_equal, after.inner, state.inner)
+  updates, calm = guard.update({"w": jnp.full(3, 0.1)}, after, params)
+  assert jnp.abs(updates["w"]).min() > 0 and int(lib.skipped(calm)) == 1
+  steps = 0
+  while jnp.abs(updates["w"]).max() == 0 or steps == 0:
+    updates, after = guard.update({"w": jnp.full(3, 10.0)}, after, params)
+    steps += 1
+  assert 40 < steps < 80  # 100 times the mean: ln(100 / 5) / ln(1.05) = 61 skips
+
+
 @pytest.mark.parametrize(
-  "change", [{"name": "adam"}, {"decay": "step"}, {"lr": 0.0}, {"b1": 1.0}, {"final_lr": 2.0}]
+  "change",
+  [
+    {"name": "adam"},
+    {"decay": "step"},
+    {"lr": 0.0},
+    {"b1": 1.0},
+    {"final_lr": 2.0},
+    {"skip_spikes": 1.0},
+  ],
 )
 def test_impossible_values_are_refused(change):
   with pytest.raises(ValueError, match=f"optimizer.{next(iter(change))}"):

@@ -57,6 +57,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.diffusion.shift_reference, c.diffusion.shift_high = 1.0, 20.0  # see configs/tiny.py
   else:
     c.text.width = table["text_width"]
+    c.text.heads, c.text.head_size = c.text.width // 64, 64
+    c.text.mlp_width = 4 * c.text.width
     c.vae.weights = "base"
     c.model.dtype = c.text.dtype = "bfloat16"
     c.model.remat = "dots" if size in ("s", "b") else "block"
@@ -78,4 +80,5 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     c.vae.weights = "tiny"
     if size not in ("tiny", "small", "s"):
       c.model.width, c.model.depth = 8 * c.model.heads, 2
+      c.text.width, c.text.heads, c.text.mlp_width = 128, 2, 512
   return c

@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from sora_jax import sharding
 from sora_jax.data import known, tokenizers, transforms
 from sora_jax.data.transforms import Size
 from sora_jax.diffusion import process, times
-from sora_jax.nn import conditioning, vae, vae_streaming
+from sora_jax.nn import conditioning, networks, vae, vae_streaming
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
@@ -39,21 +41,28 @@ PROMPTED_GUIDANCE = 1.5
 """Most guidance by default where frames are known: they say most of what the text would."""
 
 
-def load(name_or_dir: str | os.PathLike = "tiny") -> "Model":
+def load(
+  name_or_dir: str | os.PathLike = "tiny", mesh: Mesh | Sequence[int] | None = None
+) -> "Model":
   """Loads a model: shipped weights by name, a model folder, or the work directory of a run.
 
-  Raises: ValueError or FileNotFoundError that says what is missing or damaged.
+  mesh: sizes of the axes (data, fsdp, context, tensor) over which devices share the work, or a mesh
+    of `sharding.make_mesh`; None = one device.
+  Raises: ValueError or FileNotFoundError that says what is missing or damaged, ValueError for a
+    mesh that cannot split this model.
   """
-  return from_folder(folder_lib.find(name_or_dir))
+  if mesh is not None and not isinstance(mesh, Mesh):
+    mesh = sharding.make_mesh(tuple(mesh))
+  return from_folder(folder_lib.find(name_or_dir), mesh)
 
 
-def from_folder(path: str | os.PathLike) -> "Model":
-  """Loads a model folder (see `weights/folder.py`)."""
-  networks = folder_lib.read(path)
-  tokenizer = networks["text"].config["tokenizer"]
+def from_folder(path: str | os.PathLike, mesh: Mesh | None = None) -> "Model":
+  """Loads a model folder (see `weights/folder.py`); mesh: see `load`."""
+  parts = folder_lib.read(path)
+  tokenizer = parts["text"].config["tokenizer"]
   if tokenizer == folder_lib.TOKENIZER_NAME:
     tokenizer = os.path.join(path, tokenizer)
-  return Model(networks, tokenizers.load(tokenizer))
+  return Model(parts, tokenizers.load(tokenizer), mesh)
 
 
 class Model(verbs.Verbs):
@@ -65,21 +74,29 @@ class Model(verbs.Verbs):
     extent: (seconds, side in tokens) of the longest clip and side in training; None if not told.
   """
 
-  def __init__(self, networks: dict[str, Network], tokenizer: tokenizers.Tokenizer):
+  def __init__(
+    self, parts: dict[str, Network], tokenizer: tokenizers.Tokenizer, mesh: Mesh | None = None
+  ):
     self.tokenizer = tokenizer
-    self.autoencoder = _config(vae.VAEConfig, networks["vae"])
-    self.dit = DiT(_config(DiTConfig, networks["dit"]))
-    self.text = TextEncoder(_config(TextConfig, networks["text"]))
-    dit = networks["dit"].config
+    self.autoencoder = _config(vae.VAEConfig, parts["vae"])
+    self.dit = DiT(_config(DiTConfig, parts["dit"]))
+    self.text = TextEncoder(_config(TextConfig, parts["text"]))
+    dit = parts["dit"].config
     self.defaults = dit["sampling"]
     self.prompted = bool(dit.get("prompts", False))
     self.extent = dit.get("extent")
     shift = {name.removeprefix("shift_"): v for name, v in dit["diffusion"].items()}
     kind = shift.pop("prediction")
-    self._vae_variables = jax.tree.map(jnp.asarray, networks["vae"].tree)
-    self._params = {
-      name: jax.tree.map(jnp.asarray, networks[name].tree) for name in ("dit", "text")
-    }
+    self._mesh = mesh
+    trees = {name: network.tree for name, network in parts.items()}
+    self._vae_variables = trees.pop("vae")
+    self._params = {name: trees[name] for name in ("dit", "text")}
+    if mesh is None:
+      self._vae_variables, self._params = jax.tree.map(
+        jnp.asarray, (self._vae_variables, self._params)
+      )
+    else:
+      self._place(mesh)
     self.patch = Patch(*self.dit.config.patch)
     v = self.autoencoder
     self._f_t, self._f_s, self._channels = v.temporal, v.spatial, v.latent
@@ -87,7 +104,17 @@ class Model(verbs.Verbs):
       self._predict, self._encode_text, patch=self.patch, channels=self._channels,
       frames_per_latent=self._f_t, kind=kind, shift=times.ShiftConfig(**shift),
       rows=RowShape(**dit["rows"]), null_ids=tokenizer.tokenize(conditioning.NULL_PROMPT),
+      mesh=mesh,
     )  # fmt: skip
+
+  def _place(self, mesh: Mesh) -> None:
+    """Puts parameters on a mesh, and has the transformer find keys that lie on other devices."""
+    axes = networks.axes(self.dit, self.text)
+    near, far = sharding.attentions(mesh, self.dit.config.heads)
+    self.dit = self.dit.clone(attention=near, cross_attention=far)
+    sharding.check_sizes(mesh, self._params, axes)
+    self._params = jax.device_put(self._params, sharding.of_tree(mesh, axes))
+    self._vae_variables = jax.device_put(self._vae_variables, sharding.replicated(mesh))
 
   def generate(
     self,
@@ -240,7 +267,9 @@ class Model(verbs.Verbs):
         f"asked for {frames} frames of {width}x{height}; these latents hold {T} of {W}x{H}"
       )
     each_BhwZ = (latent_hwZ[None] for latent_hwZ in latent_thwZ)
-    chunks = vae_streaming.decode_stream(self.autoencoder, self._vae_variables, each_BhwZ, frames)
+    chunks = vae_streaming.decode_stream(
+      self.autoencoder, self._vae_variables, each_BhwZ, frames, self._put_video
+    )
     cropped = [transforms.to_uint8(chunk[0, :, :height, :width]) for chunk in chunks]
     return np.concatenate(cropped)[:frames]
 
@@ -254,9 +283,15 @@ class Model(verbs.Verbs):
   def _encode_float(self, video_THWC: np.ndarray) -> np.ndarray:
     """Encodes a padded video in [-1, 1]."""
     chunks = vae_streaming.encode_stream(
-      self.autoencoder, self._vae_variables, video_THWC[:, None]
+      self.autoencoder, self._vae_variables, video_THWC[:, None], self._put_video
     )  # fmt: skip
     return np.concatenate([np.asarray(chunk[0], np.float32) for chunk in chunks])
+
+  def _put_video(self, x_BTHWC: np.ndarray | jax.Array) -> jax.Array:
+    """Pixels or latents, lines and columns shared out over the mesh where they divide evenly."""
+    if self._mesh is None:
+      return jnp.asarray(x_BTHWC)
+    return jax.device_put(x_BTHWC, sharding.fitting(self._mesh, vae.AXES, x_BTHWC.shape))
 
   def _padded_frames(self, frames: int, latents: int) -> int:
     """Frames of the least multiple of latent frames that holds a video."""

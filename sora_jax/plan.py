@@ -1,33 +1,52 @@
 """Says before launch what a config needs on a TPU slice, by compiling its true program for it.
 
   python -m sora_jax.plan --config=configs/dit.py:3b --topology=v5p:4x4x8
+  python -m sora_jax.plan --config=configs/dit.py:10b --topology=v5p:4x4x4 --program=sample \
+    --size=1920x1080 --frames=81 --mesh=context=8,tensor=8
 
+train is a step of training; sample, all steps of one call of the sampler (a video longer than
+--frames is made in windows of that many); vae_decode, a latent frame of each clip made to pixels.
+--search tries meshes, what is recomputed and longer rows for a training step, and ranks them.
 Exit status 1 if it does not fit. It runs on any Linux machine: pip install sora_jax[tpu].
 """
 
 import json
+import math
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sora_jax import sharding
-from sora_jax.planning import report, topology
-from sora_jax.tasks import programs
+from sora_jax.planning import report, search, topology
+from sora_jax.tasks import programs, sampling_programs
 from sora_jax.train import metrics
 
-PROGRAMS = {"train": programs.train}
+PROGRAMS = ("train", "sample", "vae_decode")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "CHIP:SHAPE in chips, like v5p:4x4x8.")
 _MESH = flags.DEFINE_string(
-  "mesh", "", "Axes as name=size, like data=2,fsdp=64; default: the config's train.mesh."
+  "mesh",
+  "",
+  "Axes as name=size, like data=2,fsdp=64; default: the config's train.mesh; data for the others.",
 )
-_PROGRAM = flags.DEFINE_enum("program", "train", list(PROGRAMS), "What is compiled.")
+_PROGRAM = flags.DEFINE_enum("program", "train", PROGRAMS, "What is compiled.")
+_SIZE = flags.DEFINE_string(
+  "size", None, "sample, vae_decode: WIDTHxHEIGHT in pixels; default: the config's largest."
+)
+_FRAMES = flags.DEFINE_integer(
+  "frames", None, "sample, vae_decode: frames of a call; 1 = a picture; default: the config's most."
+)
 _QUICK = flags.DEFINE_bool(
   "quick", False, "Stop when memory is assigned: the same figures but for the code's size."
+)
+_SEARCH = flags.DEFINE_bool(
+  "search", False, "train: try meshes, model.remat and data.row_len; minutes."
 )
 _OUT = flags.DEFINE_string("out", "", "A JSON file for the figures.")
 
@@ -38,8 +57,13 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler alone is needed, no chip
+  if _SEARCH.value:
+    find(_CONFIG.value.to_dict(), _TOPOLOGY.value, argv_of_flags())
   try:
-    plan = run(_CONFIG.value.to_dict(), _TOPOLOGY.value, _MESH.value, _PROGRAM.value, _QUICK.value)
+    plan = run(
+      _CONFIG.value.to_dict(), _TOPOLOGY.value, _MESH.value, _PROGRAM.value, _QUICK.value,
+      None if _SIZE.value is None else size_of(_SIZE.value), _FRAMES.value,
+    )  # fmt: skip
   except (ValueError, RuntimeError) as error:
     sys.exit(f"plan: {error}")
   print(report.text(plan), flush=True)
@@ -50,20 +74,95 @@ def main(argv: list[str]) -> None:
 
 
 def run(
-  config: dict, name: str, mesh: str = "", program: str = "train", quick: bool = False
-) -> report.Plan:
+  config: dict, name: str, mesh: str = "", program: str = "train", quick: bool = False,
+  size: tuple[int, int] | None = None, frames: int | None = None,
+) -> report.Plan:  # fmt: skip
   """Compiles a config's program for a topology.
 
-  Args: name: of the topology.  mesh: "axis=size,..."; "" = config.train.mesh.  quick: see
-    `planning.compiled.compile_for`.
+  Args: name: of the topology.  mesh: "axis=size,..."; "" = config.train.mesh for training, all
+    chips on the data axis for the others.  quick: see
+    `planning.compiled.compile_for`.  size, frames: of what is sampled or decoded; by default the
+    most that the config's evaluation, or its world, shows.
   Raises: ValueError for a config, topology or mesh that cannot be; RuntimeError without the TPU
     compiler.
   """
   there = topology.describe(name)
-  shape = mesh_shape(mesh) if mesh else tuple(config["train"]["mesh"])
+  shape = tuple(config["train"]["mesh"]) if program == "train" else (-1, 1, 1, 1)
+  if mesh:
+    shape = mesh_shape(mesh)
   grid = sharding.make_mesh(shape, there.devices)
   config["train"]["mesh"] = shape
-  return report.make(PROGRAMS[program](config, grid), there, grid, program, quick)
+  if program == "train":
+    made = programs.train(config, grid)
+  else:
+    e, world = config["evaluation"], config["data"]["world"]
+    size = size or max(e["sizes"] or world["sizes"], key=math.prod)
+    frames = (e["frames"] or max(world["frames"])) if frames is None else frames
+    make = sampling_programs.sample if program == "sample" else sampling_programs.vae_decode
+    made = make(config, grid, tuple(size), frames)
+  return report.make(made, there, grid, program, quick)
+
+
+def size_of(text: str) -> tuple[int, int]:
+  """(width, height) of "1920x1080".  Raises: ValueError for what is no size."""
+  sides = text.split("x")
+  if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+    raise ValueError(f"--size={text}: expected WIDTHxHEIGHT in pixels, like 1920x1080")
+  return int(sides[0]), int(sides[1])
+
+
+def find(config: dict, name: str, given: list[str]) -> None:
+  """Searches, prints each choice as it is tried and then all in order, and exits.
+
+  given: flags of the command line that every plan shares.
+  """
+  try:
+    chips = len(topology.describe(name).devices)
+  except (ValueError, RuntimeError) as error:
+    sys.exit(f"plan: {error}")
+  model, data = config["model"], config["data"]
+  shape = search.Shape(model["width"], model["heads"], config["train"]["accumulate"])
+  first = search.Choice((chips, 1, 1, 1), model["remat"], data["rows"], data["row_len"])
+  found = search.search(
+    first, shape, chips, lambda choice: compile_apart(given, choice),
+    lambda one: print(f"tried {one.choice}: {search.why(one, one)}", flush=True),
+  )  # fmt: skip
+  print(f"\nbest first, on {name}:")
+  for one in found:
+    print(f"  {one.choice}: {search.why(one, found[0])}")
+  if _OUT.value:
+    told = [{"choice": str(one.choice), "error": one.error} | (one.figures or {}) for one in found]
+    metrics.write_whole(Path(_OUT.value), json.dumps(told, indent=2) + "\n")
+  sys.exit(0 if found and found[0].fits else 1)
+
+
+def argv_of_flags() -> list[str]:
+  """This command's flags but for those that `find` sets itself."""
+  words = iter(sys.argv[1:])
+  kept = []
+  for word in words:
+    name = word.lstrip("-").split("=")[0]
+    if name in ("out", "mesh", "program") and "=" not in word:
+      next(words, None)  # its value is the next word
+    if name not in ("search", "out", "mesh", "quick", "noquick", "program"):
+      kept.append(word)
+  return kept
+
+
+def compile_apart(given: list[str], choice: search.Choice) -> search.Tried:
+  """Plans a choice in a process of its own, which takes what its compiler holds with it."""
+  mesh = ",".join(f"{name}={size}" for name, size in zip(sharding.MESH_AXES, choice.mesh))
+  with tempfile.TemporaryDirectory() as folder:
+    out = Path(folder) / "plan.json"
+    settings = [f"--config.{name}={value}" for name, value in choice.settings.items()]
+    command = [sys.executable, "-m", "sora_jax.plan", *given, *settings]
+    done = subprocess.run(
+      [*command, f"--mesh={mesh}", f"--out={out}", "--quick"], capture_output=True, text=True
+    )
+    if out.exists():
+      return search.Tried(choice, json.loads(out.read_text()))
+  lines = done.stderr.strip().splitlines() or ["the compiler ended without a word"]
+  return search.Tried(choice, None, lines[-1].removeprefix("plan: "))
 
 
 def mesh_shape(text: str) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 A mesh has four axes. `data` and `fsdp` share out the rows of a batch; `fsdp` stores parameters, and
 all that an optimizer keeps of them, in parts, which are gathered where they are used; `context`
-splits rows along their tokens; `tensor` splits heads and hidden layers. Any may be 1.
+splits rows along their tokens; `tensor` splits heads and hidden layers. Lines of a video lie on
+`context`, columns on `tensor`: the compiler then exchanges the borders that convolutions need. Any
+may be 1.
 """
 
 import contextlib
@@ -28,6 +30,9 @@ AXIS_RULES = (
   ("slot", None),
   ("channel", None),  # of a token; `width` is the same axis of a parameter
   ("patch", None),  # of parameters too
+  ("frame", None),  # of videos and of their latents
+  ("line", "context"),
+  ("column", "tensor"),
   # of parameters
   ("width", "fsdp"),
   ("mlp", "tensor"),
@@ -98,6 +103,23 @@ def spec(*logical: str | None) -> PartitionSpec:
   return PartitionSpec(*(None if name is None else rules[name] for name in logical))
 
 
+def parts(mesh: Mesh | AbstractMesh, name: str | None) -> int:
+  """Returns into how many parts a mesh splits a logical axis."""
+  return int(np.prod([mesh.shape[axis] for axis in _over(name)]))
+
+
+def _over(name: str | None) -> tuple[str, ...]:
+  """Mesh axes over which a logical axis is split."""
+  over = dict(AXIS_RULES).get(name) or ()
+  return (over,) if isinstance(over, str) else over
+
+
+def fitting(mesh: Mesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+  """Returns the sharding of an array, whole along the axes that the mesh cannot split evenly."""
+  kept = (name if size % parts(mesh, name) == 0 else None for name, size in zip(names, shape))
+  return NamedSharding(mesh, spec(*kept))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
@@ -161,17 +183,15 @@ def check_sizes(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any) -> None:
   shapes: a tree of arrays or their shapes. axes: the same tree of tuples of logical axes.
   """
   is_names = lambda x: isinstance(x, tuple)  # noqa: E731
-  rules = dict(AXIS_RULES)
   named = jax.tree_util.tree_flatten_with_path(axes, is_leaf=is_names)[0]
   for (path, names), leaf in zip(named, jax.tree.leaves(shapes), strict=True):
     for name, size in zip(names, leaf.shape):
-      over = rules.get(name) or ()
-      over = (over,) if isinstance(over, str) else over
-      parts = int(np.prod([mesh.shape[axis] for axis in over]))
-      if size % parts:
+      over = _over(name)
+      count = parts(mesh, name)
+      if size % count:
         raise ValueError(
           f"{'.'.join(_plain(path))} has {size} along {name!r}, which is split over the mesh axes"
-          f" {' x '.join(over)}, {parts} parts: choose axes whose product divides {size}"
+          f" {' x '.join(over)}, {count} parts: choose axes whose product divides {size}"
         )
 
 
@@ -195,15 +215,20 @@ def host_share(mesh: Mesh) -> tuple[int, int]:
   return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
-def put_batch(mesh: Mesh, batch: dict, axes: dict[str, tuple] | None = None) -> dict:
+def put_batch(
+  mesh: Mesh,
+  batch: dict,
+  axes: dict[str, tuple] | None = None,
+  share: tuple[int, int] | None = None,
+) -> dict:
   """Puts a host's part of a batch on the mesh.
 
   Args:
     batch: numpy arrays, this host's rows. axes: logical axes of each array; by default its leading
-      axis is "row" and the others are whole.
+      axis is "row" and the others are whole. share: (which share of the rows these are, number of
+      shares); None = as `host_share`, (0, 1) where every host has all of them.
   """
-
-  index, count = host_share(mesh)
+  index, count = host_share(mesh) if share is None else share
 
   def put(name: str, value: np.ndarray) -> jax.Array:
     lies = NamedSharding(mesh, spec(*(axes or {}).get(name, ("row",))))

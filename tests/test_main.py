@@ -123,7 +123,11 @@ def test_a_model_trained_on_prompts_is_prompted(tmp_path, vae_file):
   np.testing.assert_array_equal(video[0], picture)
 
 
-def test_vae_trains_then_serves_a_second_leg(tmp_path):
+def test_vae_trains_then_serves_a_second_leg(tmp_path, monkeypatch):
+  small = vae_lib.VAEConfig(
+    width=8, mult=(1, 2), res_blocks=0, latent=4, time_down=(True,), space_down=(True,)
+  )
+  monkeypatch.setitem(vae_lib.SIZES, "nano", small)
   first = main.run(config_of("vae"), tmp_path / "first")
   tree, config, metadata = store.load(tmp_path / "first" / "model" / "vae.safetensors")
   assert (tree["stats"]["std_Z"] > 0).all() and config["network"]["latent"] == 4

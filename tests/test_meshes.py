@@ -57,6 +57,16 @@ def test_first_loss_and_gradients_on_every_mesh_are_those_of_one_device():
     assert (case["parts"] > 0) == split, case
 
 
+def test_videos_made_on_a_mesh_are_those_of_one_device():
+  found = run("sampling.py")
+  (case,) = found["videos"]
+  assert case["error"] <= 1, case  # of 255: what is rounded up here may be rounded down there
+  assert case["parts"] > 0
+  (decoder,) = found["decoder"]
+  split, whole = decoder["whole"]
+  assert split == 0 and whole > 0, "frames are split, and the search finds them where they are not"
+
+
 def test_two_processes_are_as_one_device():
   with socket.socket() as free:
     free.bind(("localhost", 0))

@@ -1,11 +1,15 @@
 """The planner on true configs, with the TPU compiler; none of the chips is here."""
 
+import importlib
 import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from sora_jax import plan as plan_lib
+from sora_jax.planning import topology
 
 pytest.importorskip("libtpu")
 
@@ -56,30 +60,70 @@ def test_what_does_not_fit_says_so_and_what_would(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "flags, message",
+  "config, topology, flags, dots",
   [
-    (["--topology=v5p:4x4"], "give CHIP:SHAPE"),
-    (["--topology=v5e:2x2", "--mesh=rows=4"], "'rows=4' is no AXIS=SIZE"),
-    (["--topology=v5e:2x2", "--mesh=data=3"], "does not fit 4 devices"),
-    (["--topology=v5e:2x2", "--mesh=fsdp=4", "--config.model.width=130",
-      "--config.model.heads=1"], "split over the mesh axes fsdp, 4 parts"),
+    ("dit.py:xl", "v5e:1x1", ["--program=sample", "--size=2048x2048", "--frames=1"], 0.01),
+    ("dit.py:10b", "v5p:2x2x2",
+     ["--program=sample", "--mesh=tensor=8", "--size=1920x1080", "--frames=81"], 0.01),
+    ("vae.py:base", "v5e:2x2",
+     ["--program=vae_decode", "--mesh=context=2,tensor=2", "--size=1920x1080", "--frames=81"],
+     0.03),
   ],
 )  # fmt: skip
-def test_mistakes_are_named_in_one_line(flags, message, tmp_path):
-  done = plan(tmp_path / "no.json", "--config=configs/dit.py:tiny", *flags)
-  assert done.returncode == 1 and message in done.stderr
-  assert "Traceback" not in done.stderr
-  assert not (tmp_path / "no.json").exists()
+def test_large_pictures_and_videos_are_made_where_it_is_said(
+  config, topology, flags, dots, tmp_path
+):
+  out = tmp_path / "plan.json"
+  done = plan(out, f"--config=configs/{config}", f"--topology={topology}", "--quick", *flags)
+  assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+  found = json.loads(out.read_text())
+  assert found["fits"] and found["program"] == flags[0].split("=")[1]
+  assert abs(found["dot_flops_compiled"] / found["dot_flops_formula"] - 1) < dots
+  # no frame or row is whole on a chip of several
+  axes = {axis for exchange in found["collectives"] for axis in exchange["axes"]}
+  assert axes == {axis for axis, size in found["mesh"].items() if size > 1}
 
 
-def test_another_task_is_not_taken_for_text_to_video(tmp_path):
-  done = plan(tmp_path / "no.json", "--config=configs/vae.py:tiny", "--topology=v5e:2x2")
-  assert done.returncode == 1 and "only 'text_to_video' can be planned" in done.stderr
+def run(config="dit:tiny", topology="v5e:2x2", changes=(), **given):
+  name, size = config.split(":")
+  c = importlib.import_module(f"configs.{name}").get_config(size)
+  c.update_from_flattened_dict(dict(changes))
+  return plan_lib.run(c.to_dict(), topology, **given)
+
+
+@pytest.mark.parametrize(
+  "given, message",
+  [
+    ({"topology": "v5p:4x4"}, "give CHIP:SHAPE"),
+    ({"mesh": "rows=4"}, "'rows=4' is no AXIS=SIZE"),
+    ({"mesh": "data=3"}, "does not fit 4 devices"),
+    ({"mesh": "fsdp=4", "changes": {"model.width": 130, "model.heads": 1}},
+     "split over the mesh axes fsdp, 4 parts"),
+    ({"mesh": "context=4", "program": "sample", "changes": {"data.row_len": 258}},
+     "258 along 'token'"),
+    ({"mesh": "data=4", "program": "sample", "size": (0, 8)}, "17 frames of 0x8; all must be"),
+    ({"mesh": "data=4", "program": "vae_decode", "frames": 0}, "0 frames of .*; all must be"),
+    ({"config": "vae:base", "mesh": "data=4", "program": "sample"},
+     "only a text_to_video config has something to sample"),
+  ],
+)  # fmt: skip
+def test_mistakes_are_named(given, message):
+  with pytest.raises(ValueError, match=message):
+    run(**given)
+
+
+def test_a_mistake_is_one_line(tmp_path):
+  done = plan(
+    tmp_path / "no.json", "--config=configs/dit.py:tiny", "--topology=v5e:2x2", "--size=4",
+    "--program=sample",
+  )  # fmt: skip
+  assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(
+    "plan: --size=4: expected"
+  )
+  assert "Traceback" not in done.stderr and not (tmp_path / "no.json").exists()
 
 
 def test_without_the_compiler_the_remedy_is_named(monkeypatch):
-  from sora_jax.planning import topology
-
   monkeypatch.setitem(sys.modules, "libtpu", None)
   with pytest.raises(RuntimeError, match=r"pip install sora_jax\[tpu\]"):
     topology.describe("v5e:2x2")

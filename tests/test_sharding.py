@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from sora_jax import sharding
-from sora_jax.nn import layers
+from sora_jax.nn import layers, vae
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
@@ -51,7 +51,8 @@ def test_every_axis_has_a_rule_and_every_rule_an_axis(constrained):
   ids = jnp.ones((1, 2), jnp.int32)
   text = TextConfig(vocab_size=8, width=16, depth=1, heads=2, head_size=8, mlp_width=16)
   found |= names_of(TextEncoder(text), ids, ids)
-  assert found | constrained == {name for name, _ in sharding.AXIS_RULES}
+  known = found | constrained | set(vae.AXES)
+  assert known == {name for name, _ in sharding.AXIS_RULES}
   assert constrained - found == {"row", "token", "word", "slot", "channel"}
 
 

@@ -23,6 +23,9 @@ from jaxtyping import Array, Float
 from sora_jax.nn.causal_conv import LOWERINGS, Mode
 from sora_jax.nn.vae_blocks import ACTIVATIONS, Decoder, Encoder, from_cells, to_cells
 
+AXES = ("row", "frame", "line", "column", "channel")
+"""Logical axes of videos and latents, see `sharding.py`. Parameters are small and lie whole on
+every device; given inputs that lie so, the compiler splits every layer alike."""
 ATTENTIONS = ("none", "frame", "window")
 LOGVAR_RANGE = (-30.0, 20.0)
 LOGVAR_TOP = 4.0

@@ -203,10 +203,11 @@ def flops(config: vae.VAEConfig, frames: int, height: int, width: int) -> float:
   variables = jax.eval_shape(lambda key: vae.init(config, key), jax.random.key(0))
   clip = jax.ShapeDtypeStruct((1, frames, height, width, 3), jnp.float32)
   traced = jax.make_jaxpr(vae.CausalVAE(config).apply)(variables, clip)
-  return 3.0 * _products(traced.jaxpr)
+  return 3.0 * product_flops(traced.jaxpr)
 
 
-def _products(jaxpr) -> float:
+def product_flops(jaxpr) -> float:
+  """Floating point operations of the products and convolutions of a traced program, loops once."""
   total = 0.0
   for eqn in jaxpr.eqns:
     out = eqn.outvars[0].aval
@@ -223,5 +224,5 @@ def _products(jaxpr) -> float:
     ):
       inner = getattr(inner, "jaxpr", inner)
       if hasattr(inner, "eqns"):
-        total += _products(inner)
+        total += product_flops(inner)
   return total

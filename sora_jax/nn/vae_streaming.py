@@ -9,7 +9,7 @@ Source of the scheme: Wan 2.1 (arXiv 2503.20314, section 4.1.2); here without fl
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -70,12 +70,13 @@ def decode_stream(
   variables: Mapping,
   latents: Iterable[Array | np.ndarray] | Float[Array | np.ndarray, "B t h w Z"],
   frames: int | None = None,
+  put: Callable[[Array | np.ndarray], Array] = jnp.asarray,
 ) -> Iterator[np.ndarray]:
   """Yields frames as they are decoded, in memory that does not depend on the clip's length.
 
   Args:
     latents: normalised, [B, t, h, w, Z], or an iterable of single ones [B, h, w, Z].
-    frames: stop after so many; None = all.
+    frames: stop after so many; None = all. put: lays latents [B, 1, h, w, Z] on devices.
 
   Yields: float32 [B, T, H, W, 3] in [-1, 1]: one frame, then `temporal` at a time.
   """
@@ -85,7 +86,7 @@ def decode_stream(
   else:
     one_by_one = latents
   for latent in one_by_one:
-    latent = jnp.asarray(latent)[:, None]
+    latent = put(latent[:, None])
     if state is None:
       video, state = run["decode_first"](variables, latent)
     else:
@@ -100,27 +101,28 @@ def decode_stream(
 
 
 def encode_stream(
-  config: VAEConfig, variables: Mapping, video: Iterable[Array | np.ndarray]
-) -> Iterator[np.ndarray]:
+  config: VAEConfig, variables: Mapping, video: Iterable[Array | np.ndarray],
+  put: Callable[[Array | np.ndarray], Array] = jnp.asarray,
+) -> Iterator[np.ndarray]:  # fmt: skip
   """Yields normalised latents float32 [B, 1, h, w, Z] of a clip whose frames come one by one.
 
   Args: video: frames [B, H, W, 3] in [-1, 1], sides multiples of `spatial`. A last chunk that is
-  not full is filled with its last frame.
+  not full is filled with its last frame. put: lays frames [B, T, H, W, 3] on devices.
   """
   run, state, waiting = programs(config), None, []
   for frame in video:
     if state is None:
-      latent, state = run["encode_first"](variables, jnp.asarray(frame)[:, None])
+      latent, state = run["encode_first"](variables, put(frame[:, None]))
       yield np.asarray(latent)
       continue
     waiting.append(np.asarray(frame))
     if len(waiting) == config.temporal:
-      latent, state = run["encode_next"](variables, state, jnp.asarray(np.stack(waiting, 1)))
+      latent, state = run["encode_next"](variables, state, put(np.stack(waiting, 1)))
       waiting = []
       yield np.asarray(latent)
   if waiting:
     waiting += [waiting[-1]] * (config.temporal - len(waiting))
-    latent, _ = run["encode_next"](variables, state, jnp.asarray(np.stack(waiting, 1)))
+    latent, _ = run["encode_next"](variables, state, put(np.stack(waiting, 1)))
     yield np.asarray(latent)
 
 

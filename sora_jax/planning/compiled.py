@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,16 +60,19 @@ class DoesNotFit(Exception):
     self.needed, self.limit, self.largest, self.seconds = needed, limit, largest, seconds
 
 
-def compile_for(function: Any, *arguments: Any, quick: bool = False) -> Compiled:
+def compile_for(
+  function: Any, *arguments: Any, quick: bool = False, static: Mapping = {}
+) -> Compiled:
   """Compiles a jitted function for the devices that its arguments' shardings name.
 
   Args:
     arguments: trees of `jax.ShapeDtypeStruct` with shardings on a mesh of `topology.describe`.
     quick: return once the program is optimised and its memory assigned, which is all that is read;
       a thread that turns it into machine code goes on, so the process should end soon.
+    static: arguments that are no arrays, by name.
   Raises: DoesNotFit if the chips' memory does not suffice.
   """
-  lowered = function.lower(*arguments)
+  lowered = function.lower(*arguments, **static)
   start = time.perf_counter()
   # The program's text is read from the compiler's own dump: JAX cannot give back that of every TPU
   # program (some asynchronous exchanges fail its checks).

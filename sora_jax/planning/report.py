@@ -14,11 +14,12 @@ from sora_jax.planning.walk import Collective, Costs
 class Plan(NamedTuple):
   """What is known of a program on a topology.
 
-  found, and what is counted from it, are None where the program does not fit. load: typical data of
-  a step on all chips, see `tasks.programs.Load`.
+  found, and what is counted from it, are None where the program does not fit. run: what one run of
+  it is called. load: typical data of a run on all chips, see `tasks.programs.Load`.
   """
 
   program: str
+  run: str
   there: Topology
   mesh: dict[str, int]
   parameters: int
@@ -55,9 +56,11 @@ def make(program: Any, there: Topology, mesh: Any, name: str, quick: bool = Fals
   quick: see `compiled.compile_for`.
   """
   axes = dict(mesh.shape)
-  same = (name, there, axes, program.parameters, program.load)
+  same = (name, program.run, there, axes, program.parameters, program.load)
   try:
-    found = compiled.compile_for(program.function, *program.arguments, quick=quick)
+    found = compiled.compile_for(
+      program.function, *program.arguments, quick=quick, static=program.static
+    )
   except DoesNotFit as error:
     return Plan(*same, error.needed, error.largest, error.seconds)
   costs, collectives = walk.walk(found.program, tuple(axes.items()))
@@ -103,13 +106,13 @@ def figures(plan: Plan) -> dict:
 
 def text(plan: Plan) -> str:
   """The plan for a person."""
-  there, load = plan.there, plan.load
+  there, load, run = plan.there, plan.load, plan.run
   mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one chip"
   lines = [
     f"{plan.program} on {there.name}: {len(there.devices)} x {there.chip.name},"
     f" {there.hosts} hosts; mesh {mesh}",
     f"parameters           {cost.sized(plan.parameters)}",
-    f"tokens a step        {cost.sized(load.tokens)} real",
+    line(f"a {run}", f"{cost.sized(load.tokens)}{load.unit}"),
   ]
   limit = there.chip.hbm_bytes / GIB
   lines.append(
@@ -127,12 +130,15 @@ def text(plan: Plan) -> str:
   chips = len(there.devices)
   again = (plan.costs.recomputed_flops + plan.kernels.recomputed) * chips
   lines += [
-    f"FLOPs a step         {cost.sized(plan.flops_compiled)}compiled,"
-    f" {cost.sized(again)}recomputed; {cost.sized(load.flops)}needed for real tokens (formula)",
+    line(
+      f"FLOPs a {run}",
+      f"{cost.sized(plan.flops_compiled)}compiled, {cost.sized(again)}recomputed;"
+      f" {cost.sized(load.flops)}needed for {load.unit} (formula)",
+    ),
     f"  matrix products    {cost.sized(plan.costs.dot_flops * chips)}compiled,"
     f" {cost.sized(load.dots)}by formula"
     f" ({100 * (plan.costs.dot_flops * chips / load.dots - 1):+.1f} %)",
-    "exchanges a step     of a chip:",
+    line(f"exchanges a {run}", "of a chip:"),
   ]
   lines += [
     f"  {c.kind:<18} {cost.sized(c.bytes)}B over {'+'.join(c.axes) or 'none'} ({c.group} chips),"
@@ -141,17 +147,29 @@ def text(plan: Plan) -> str:
   ]
   b = plan.bound
   lines += [
-    f"step at the least    {b.seconds:.3g} s, for {b.reason} (compute {b.compute:.3g},"
-    f" memory {b.memory:.3g}, network {b.network:.3g})",
-    f"model-FLOP use       at most {100 * plan.model_flop_use:.0f} %, real tokens,"
+    line(
+      f"{run} at the least",
+      f"{b.seconds:.3g} s, for {b.reason} (compute {b.compute:.3g}, memory {b.memory:.3g},"
+      f" network {b.network:.3g})",
+    ),
+    f"model-FLOP use       at most {100 * plan.model_flop_use:.0f} %, {load.unit} alone,"
     " nothing recomputed counted",
     f"compiled in          {plan.seconds:.0f} s",
   ]
   return "\n".join(lines)
 
 
+def line(name: str, value: str) -> str:
+  """A line of the plan, its value in the column of all."""
+  return f"{name:<20} {value}"
+
+
 def advice(plan: Plan) -> list[str]:
   """What to change so that it fits."""
+  if plan.program == "sample":
+    return ["  to make it fit: a larger context, tensor or fsdp axis, fewer --frames, more chips"]
+  if plan.program == "vae_decode":
+    return ["  to make it fit: a larger context or tensor axis (for lines, columns), more chips"]
   return [
     "  to make it fit: a larger fsdp or tensor axis (for the state), a context axis or a larger",
     "  train.accumulate (for activations), model.remat=block, a smaller data.row_len, more chips",

@@ -108,7 +108,8 @@ class RowShape:
 
 
 def shape_for(requests: Sequence[Request], base: RowShape) -> RowShape:
-  """The rows for some requests: `base`, halved twice for a few small ones, doubled for large ones.
+  """The rows for some requests: `base`, halved twice for a few small ones, for large ones 1.5, 2,
+  3, 4, 6, ... times as long.
 
   The few steps keep the number of compiled programs small; what is sampled does not depend on them.
   """
@@ -119,6 +120,8 @@ def shape_for(requests: Sequence[Request], base: RowShape) -> RowShape:
     row_len = base.row_len
   while row_len < most:
     row_len *= 2
+  if row_len // 4 * 3 >= max(most, base.row_len + 1):
+    row_len = row_len // 4 * 3
   slots = None
   if any(r.later for r in requests):
     slots = 2 * base.max_segments

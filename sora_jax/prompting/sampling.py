@@ -13,7 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from sora_jax import sharding
 from sora_jax.diffusion import guidance, process, sampler, solvers, times
 from sora_jax.ops import packing, positions
 from sora_jax.ops.patchify import join_cells, unpatchify
@@ -38,6 +40,15 @@ class EncodeText(Protocol):
   """The text encoder: (params, ids_RM, segment_RM) -> embeddings [R, M, U]."""
 
   def __call__(self, params: Any, ids_RM, segment_RM) -> Any: ...
+
+
+ROW_AXES = {
+  **dict.fromkeys(("segment", "slot"), ("row", "token")),
+  **dict.fromkeys(
+    ("coord", "start", "canvas", "known", "exact", "is_exact", "noise"), ("row", "token", None)
+  ),
+}
+"""Logical axes of the tables of a batch that hold something for each token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +110,15 @@ class Method:
 class Sampler:
   """Samples latents for requests of any sizes, packed into rows.
 
+  Attributes: program: `sample_rows`, jitted.
+
   Args: predict, encode_text: the networks.  patch: cells of a token.  channels: Z.
     frames_per_latent: pixel frames of a latent frame, f_t.
     kind: what the network predicts, "x", "v" or "eps".  shift: as in training.
     rows: shape of the rows; see `requests.shape_for`.  null_ids: ids of the empty prompt.
+    mesh: where it runs; None = one device. Rows of a call then are as many as share its rows, or
+      the least multiple of them, and tokens are shared out over its context axis.
+  Raises: ValueError if the mesh's context axis does not divide the rows' length.
   """
 
   def __init__(
@@ -117,12 +133,23 @@ class Sampler:
     shift: times.ShiftConfig,
     rows: RowShape,
     null_ids: Sequence[int],
+    mesh: Mesh | None = None,
   ):
     self._patch, self._channels, self._kind, self._shift = Patch(*patch), channels, kind, shift
     self._frames = frames_per_latent
     self._predict, self._encode_text = predict, encode_text
-    self._rows, self._null_ids = rows, tuple(null_ids)
-    self._program = jax.jit(self.sample_rows, static_argnames="method")
+    self._rows, self._null_ids, self._mesh = rows, tuple(null_ids), mesh
+    whole = None
+    if mesh is not None:
+      shares, tokens = sharding.parts(mesh, "row"), sharding.parts(mesh, "token")
+      if rows.row_len % (4 * tokens):
+        raise ValueError(
+          f"rows of {rows.row_len} tokens, a quarter of it for few small clips, cannot be split"
+          f" over a context axis of {tokens}"
+        )
+      self._rows = dataclasses.replace(rows, rows=-(-rows.rows // shares) * shares)
+      whole = sharding.replicated(mesh)
+    self.program = jax.jit(self.sample_rows, static_argnames="method", out_shardings=whole)
     self._noise_program = jax.jit(self.noise)
 
   def __call__(
@@ -140,31 +167,40 @@ class Sampler:
     if not requests:
       return []
     method = dataclasses.replace(method, branches=min(method.branches, branches(requests)))
-    shape = shape_for(requests, self._rows)
-    calls = batches(
-      requests, shape, self._patch, self._channels, self._frames, self._null_ids
-    )  # fmt: skip
+    calls = self.packed(requests)
     done = [None] * len(requests)
     for number, (batch, group) in enumerate(calls):
+      segment_RL, batch = batch["segment"], self.placed(batch)
       tables = {name: batch[name] for name in ("key", "segment", "coord")}
       batch["noise"] = self._noise_program(tables)
-      x0_RLP = np.asarray(self._program(params, batch, method=method))
-      for row, x0_LP, segment_L in zip(group, x0_RLP, batch["segment"]):
+      x0_RLP = np.asarray(self.program(params, batch, method=method))
+      for row, x0_LP, segment_L in zip(group, x0_RLP, segment_RL):
         for s, i in enumerate(row):
           done[i] = unpatchify(x0_LP[segment_L == s + 1], requests[i].grid, self._patch)
       if progress is not None:
         progress(number + 1, len(calls))
     return done
 
+  def packed(self, requests: Sequence[Request]) -> list[tuple[dict, list[list[int]]]]:
+    """Requests as the batches of the program's calls, noise left out; see `requests.batches`."""
+    shape = shape_for(requests, self._rows)
+    return batches(requests, shape, self._patch, self._channels, self._frames, self._null_ids)
+
   @property
   def programs(self) -> int:
     """Number of programs compiled so far."""
-    return self._program._cache_size()
+    return self.program._cache_size()
 
   @property
   def row_len(self) -> int:
     """Tokens of a row, as in training; larger requests get longer rows."""
     return self._rows.row_len
+
+  def placed(self, batch: dict[str, np.ndarray]) -> dict:
+    """A batch on the mesh; without one, as it is."""
+    if self._mesh is None:
+      return batch
+    return sharding.put_batch(self._mesh, batch, ROW_AXES, (0, 1))
 
   def noise(self, batch: dict, number: Any = None) -> jax.Array:
     """The noise of a batch's samples [R, L, P], 0 at padding: what they start from, or what
@@ -177,6 +213,10 @@ class Sampler:
 
   def sample_rows(self, params: Any, batch: dict, method: Method) -> jax.Array:
     """The program: clean latents [R, L, P] of packed rows with their noise; 0 at padding."""
+    with sharding.using(self._mesh):
+      return self._sample_rows(params, batch, method)
+
+  def _sample_rows(self, params: Any, batch: dict, method: Method) -> jax.Array:
     layout = packing.layout_of(batch)
     plain_JRQ, time_JRQ = self._grids(batch, layout, method)
     time_JRL1 = jax.vmap(lambda t_RQ: packing.take_slots(t_RQ, layout.slot_RL))(time_JRQ)[..., None]

@@ -1,6 +1,7 @@
 """From a config to a task: everything typed and checked before a clip is rendered."""
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,12 +104,14 @@ def mesh_of(shape: tuple) -> Mesh:
     raise ValueError(f"config.train.mesh: {error}") from error
 
 
-def check_mesh(config: Mapping, mesh: Mesh, task: TextToVideo) -> None:
-  """Raises a ValueError if rows, tokens or parameters cannot be shared out evenly over a mesh."""
+def check_mesh(config: Mapping, mesh: Mesh, task: TextToVideo, trains: bool = True) -> None:
+  """Raises a ValueError if tokens, parameters or (if it trains) rows cannot be shared out evenly
+  over a mesh."""
   if mesh.size == 1:
     return
   data, parts = config["data"], config["train"]["accumulate"]
-  batch = np.empty((data["rows"] // parts, data["row_len"]), np.bool_)
+  rows = data["rows"] // parts if trains else sharding.parts(mesh, "row")
+  batch = np.empty((rows, data["row_len"]), np.bool_)
   shapes = nn.meta.unbox(jax.eval_shape(task.init_new, jax.random.key(0)))
   try:
     task.on(mesh)
@@ -120,6 +123,11 @@ def check_mesh(config: Mapping, mesh: Mesh, task: TextToVideo) -> None:
 
 def vae(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools.partial:
   """Checks the sections that the VAE's training reads; returns its maker."""
+  return functools.partial(make_vae, source, vae_parts(config, mesh))
+
+
+def vae_parts(config: Mapping, mesh: Mesh) -> dict:
+  """The fields of `VaeTask` other than its clips."""
   c = config["vae"]
   if c["size"] not in vae_lib.SIZES:
     raise ValueError(f"config.vae.size is {c['size']!r}; allowed: {', '.join(vae_lib.SIZES)}")
@@ -137,9 +145,9 @@ def vae(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools.partial:
     sections.check_accumulate(
       config, clips, f"config.vae.batch_pixels makes a batch, {batch}, of {clips} clips"
     )
-    shape = np.empty(clips // config["train"]["accumulate"], np.bool_)
+    shape = (clips // config["train"]["accumulate"], *bucket, 3)
     try:
-      sharding.check_sizes(mesh, {batch: shape}, {batch: ROWS[:1]})
+      sharding.check_sizes(mesh, {batch: np.empty(shape, np.bool_)}, {batch: vae_lib.AXES})
     except ValueError as error:
       raise ValueError(f"config.vae.batch_pixels with config.train.mesh: {error}") from error
   losses = typed(vae_losses.LossConfig, "vae.loss", c["loss"])
@@ -148,7 +156,7 @@ def vae(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools.partial:
       f"config.vae.loss.perceptual is {losses.perceptual}, but a config cannot name the function "
       "that it weighs: set it to 0, or hand VaeTask(perceptual=...) one in code"
     )
-  parts = {
+  return {
     "network": network,
     "losses": losses,
     "noise": NoiseConfig(c["latent_noise"], c["noise_from"]),
@@ -157,7 +165,6 @@ def vae(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools.partial:
     "evaluate": CLIPS_PER_BATCH * config["evaluation"]["batches"],
     "init_from": sections.init_from(config, "vae.safetensors"),
   }
-  return functools.partial(make_vae, source, parts)
 
 
 def make_vae(source: ClipsConfig, parts: dict) -> Task:
@@ -175,24 +182,40 @@ def text_to_video(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools
   return functools.partial(make_text_to_video, source, parts, autoencoder, data)
 
 
-def sketch(config: Mapping, mesh: Mesh) -> TextToVideo:
-  """Returns text to video without data, to be compiled for a mesh and not to be run.
+def sketch(config: Mapping, mesh: Mesh, trains: bool = True) -> Task:
+  """Returns a task without data, to be compiled for a mesh and not to be run.
 
-  A VAE that is not trained yet may be named by its size. Raises: ValueError, as `check` does, and
-  for another task.
+  A VAE that is not trained yet may be named by its size.
+
+  Args: trains: whether the rows of config.data are to be shared out, too.
+  Raises: ValueError, as `check` does.
   """
-  if config["task"] != "text_to_video":
-    raise ValueError(f"config.task is {config['task']!r}; only 'text_to_video' can be planned")
+  if config["task"] == "vae":
+    parts = vae_parts(config, mesh) | {"network": vae_lib.CausalVAE(sketched_autoencoder(config))}
+    return VaeTask(sources=None, **parts)
+  task = TextToVideo(sources=None, **parts_of(config, named_autoencoder(config)))
+  check_mesh(config, mesh, task, trains)
+  return task.on(mesh)
+
+
+def sketched_autoencoder(config: Mapping) -> vae_lib.VAEConfig:
+  """The shape of a config's autoencoder, its convolutions lowered as on accelerators."""
+  if config["task"] == "vae":
+    shape = vae_lib.SIZES[config["vae"]["size"]]
+  else:
+    shape = named_autoencoder(config).network.config
+  return dataclasses.replace(shape, conv="native")
+
+
+def named_autoencoder(config: Mapping) -> Autoencoder:
+  """The autoencoder that config.vae.weights names, or one of that size without weights."""
   name = config["vae"]["weights"]
   try:
-    autoencoder = load_autoencoder(name)
+    return load_autoencoder(name)
   except ValueError:
     if name not in vae_lib.SIZES:
       raise
-    autoencoder = untrained(name)
-  task = TextToVideo(sources=None, **parts_of(config, autoencoder))
-  check_mesh(config, mesh, task)
-  return task.on(mesh)
+    return untrained(name)
 
 
 def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] = (0, 1)) -> dict:

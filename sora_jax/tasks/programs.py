@@ -16,6 +16,7 @@ from sora_jax.ops import block_plan, splash
 from sora_jax.tasks import build, costs, sections
 from sora_jax.tasks.text_to_video import TextToVideo
 from sora_jax.tasks.typed import typed
+from sora_jax.tasks.vae import VaeTask
 from sora_jax.train import optimizer as optimizer_lib
 from sora_jax.train import state as state_lib
 from sora_jax.train import step as step_lib
@@ -29,26 +30,32 @@ WORDS = 24
 class Load(NamedTuple):
   """What a run of a program does with typical data, on all devices.
 
-  tokens: real ones. flops: of the products that the model needs for them, forward and backward,
+  tokens: real ones, or what else is counted. flops: of the products that the model needs for them,
   nothing recomputed. dots: the same for every position of every row, padding included, attention
   of long rows left out: what the compiled products should come to. near, far: of the block pairs
-  of a row, the share in which tokens, and tokens and words, share a segment.
+  of a row, the share in which tokens, and tokens and words, share a segment. unit: of `tokens`.
   """
 
   tokens: float
   flops: float
   dots: float
-  near: float
-  far: float
+  near: float = 1.0
+  far: float = 1.0
+  unit: str = "real tokens"
 
 
 class Program(NamedTuple):
-  """A jitted function with the shapes of its arguments, placed on a mesh."""
+  """A jitted function with the shapes of its arguments, placed on a mesh.
+
+  run: what one run of it is called. static: arguments that are no arrays, by name.
+  """
 
   function: Any
   arguments: tuple
   parameters: int
   load: Load
+  run: str = "step"
+  static: Mapping = {}
 
 
 def train(config: Mapping, mesh: Mesh) -> Program:
@@ -60,51 +67,70 @@ def train(config: Mapping, mesh: Mesh) -> Program:
   transform = optimizer_lib.make(optimizer, axes)
   shapes = jax.eval_shape(lambda: state_lib.create(task.init, transform, 0, 1))
   placed = sharding.of_state(mesh, shapes, axes)
-  state = jax.tree.map(
-    lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), shapes, placed
-  )
+  state = placed_shapes(shapes, placed)
   step = step_lib.make_step(task.loss, optimizer, config["train"]["accumulate"], axes, mesh, placed)
-  rows = task.pipeline.rows
-  return Program(
-    step, (state, batch_shapes(task, mesh)), _count(shapes.params),
-    load_of(config, task, rows),
-  )  # fmt: skip
+  batch = video_shapes(task) if isinstance(task, VaeTask) else row_shapes(task)
+  load = video_load(task, batch) if isinstance(task, VaeTask) else load_of(config, task)
+  names = task.batch_axes()
+  lie = {name: NamedSharding(mesh, sharding.spec(*names.get(name, ("row",)))) for name in batch}
+  return Program(step, (state, placed_shapes(batch, lie)), count(shapes.params), load)
 
 
-def batch_shapes(task: TextToVideo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a step's batch over all hosts, placed as `sharding.put_batch` does."""
-  axes = task.batch_axes()
-
-  def of(name: str, row: np.ndarray) -> jax.ShapeDtypeStruct:
-    names = axes.get(name, ("row",))
-    lies = NamedSharding(mesh, sharding.spec(*names))
-    return jax.ShapeDtypeStruct((task.pipeline.rows, *row.shape), row.dtype, sharding=lies)
-
-  row = empty_row(task.pipeline, task.dit.config.out_channels)
-  return {name: of(name, value) for name, value in row.items()}
+def placed_shapes(shapes: Any, lie: Any) -> Any:
+  """A tree of shapes with the shardings of another like it."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, lie
+  )
 
 
-def load_of(config: Mapping, task: TextToVideo, rows: int, sample: int = 32) -> Load:
+def count(params: Any) -> int:
+  """Entries of all arrays."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def row_shapes(task: TextToVideo) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a step's batch over all hosts."""
+  row, rows = empty_row(task.pipeline, task.dit.config.out_channels), task.pipeline.rows
+  return {name: jax.ShapeDtypeStruct((rows, *v.shape), v.dtype) for name, v in row.items()}
+
+
+def video_shapes(task: VaeTask) -> dict[str, jax.ShapeDtypeStruct]:
+  """The same for the autoencoder: of the batch with the most pixels."""
+  sizes = {bucket: task.video.batch_size(bucket) for bucket in task.video.buckets}
+  most = max(sizes, key=lambda bucket: bucket.size * sizes[bucket])
+  video = jax.ShapeDtypeStruct((sizes[most], *most, 3), np.uint8)
+  return {"video": video, "clip": jax.ShapeDtypeStruct((sizes[most],), np.int32)}
+
+
+def video_load(task: VaeTask, batch: dict) -> Load:
+  """The load of a step of the autoencoder's training."""
+  cost = task.cost(batch)
+  return Load(1000 * cost.tokens, cost.flops, cost.flops, unit="pixels")
+
+
+def load_of(config: Mapping, task: TextToVideo, sample: int = 32) -> Load:
   """The typical load of a step, from rows packed with clips such as the config's world makes.
 
   Clips of a folder are not known here: each row is then taken for one clip that fills it.
 
-  Args:
-    rows: of a step. sample: rows that are packed to find out.
+  Args: sample: rows that are packed to find out.
   """
-  batch = typical_rows(config, task, sample)
-  cost, scale = task.cost(batch), rows / sample
-  c = task.pipeline
-  dots = costs.product_flops(
-    task.matrix_sizes, task.dit.config, task.text.config, c.row_len, c.text_row_len, c.max_slots
-  )
+  batch, c, dit = typical_rows(config, task, sample), task.pipeline, task.dit.config
+  cost, scale = task.cost(batch), c.rows / sample
+  sizes = c.row_len, c.text_row_len, c.max_slots
+  dots = costs.product_flops(task.matrix_sizes, dit, task.text.config, *sizes).training
+  dots += costs.slot_sums(dit, c.row_len, c.max_slots)
+  near, far = shared(batch)
+  return Load(cost.tokens * scale, cost.flops * scale, dots * c.rows, near, far)
+
+
+def shared(batch: dict) -> tuple[float, float]:
+  """Shares of a batch's block pairs in which tokens, and tokens and words, share a segment."""
   own, words = jnp.asarray(batch["segment"]), jnp.asarray(batch["text_segment"])
-  block, text_block = splash.block_of(c.row_len), splash.block_of(c.text_row_len)
+  block, text_block = (splash.block_of(x.shape[1]) for x in (own, words))
   near = block_plan.shared_blocks(own, own, block, block)
   far = block_plan.shared_blocks(own, words, block, text_block)
-  return Load(
-    cost.tokens * scale, cost.flops * scale, dots * rows, float(near.mean()), float(far.mean())
-  )
+  return float(near.mean()), float(far.mean())
 
 
 def typical_rows(config: Mapping, task: TextToVideo, rows: int) -> dict[str, np.ndarray]:
@@ -149,7 +175,3 @@ def clip_tokens(config: Mapping, task: TextToVideo, rng: np.random.Generator) ->
     rng.integers(len(world.frames))
   ]  # fmt: skip
   return min(sections.tokens_of(width, height, frames, v, c.patch), c.row_len)
-
-
-def _count(params: Any) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(params))

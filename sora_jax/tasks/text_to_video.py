@@ -18,6 +18,7 @@ from sora_jax.data.pipeline import PipelineConfig, packed_rows
 from sora_jax.data.table import ClipSource
 from sora_jax.diffusion import loss as loss_lib
 from sora_jax.diffusion import process, segments, times
+from sora_jax.nn import networks
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.text import TextEncoder
 from sora_jax.ops import packing, patchify
@@ -99,8 +100,8 @@ class TextToVideo:
 
   def init(self, key):
     if self.init_from is not None:
-      networks = folder_lib.read(self.init_from)
-      found = {name: networks[name].tree for name in ("dit", "text")}
+      there = folder_lib.read(self.init_from)
+      found = {name: there[name].tree for name in ("dit", "text")}
       if self.grow:
         found = store.filled(found, nn.meta.unbox(self.init_new(key)))
       store.check(found, jax.eval_shape(self.init_new, key), str(self.init_from))
@@ -109,26 +110,10 @@ class TextToVideo:
 
   def init_new(self, key):
     """Fresh parameters, in boxes that hold the names of their axes."""
-    dit_key, text_key = jax.random.split(key)
-    R, L, S, M = 1, 8, 1, 4
-    layout = packing.layout_of(packing.place([[((1, 2, 2), 0.0)]], L, S) | {
-      "text_segment": jnp.zeros((R, M), jnp.int32)
-    })  # fmt: skip
-    tokens_RLP = jnp.zeros((R, L, self.dit.config.cells * self.dit.config.in_channels))
-    text_RMU = jnp.zeros((R, M, self.dit.config.text_width))
-    ids_RM = jnp.zeros((R, M), jnp.int32)
-    alone = self.dit.clone(attention=DiT.attention, cross_attention=None)
-    return {
-      "dit": alone.init(dit_key, tokens_RLP, jnp.zeros((R, S)), layout, text_RMU)["params"],
-      "text": self.text.init(text_key, ids_RM, ids_RM)["params"],
-    }
+    return networks.init(self.dit, self.text, key)
 
   def axes(self):
-    boxed = jax.eval_shape(self.init_new, jax.random.key(0))
-    is_box = functools.partial(_is_instance, nn.Partitioned)
-    return jax.tree.map(
-      lambda x: tuple(x.names) if is_box(x) else (None,) * x.ndim, boxed, is_leaf=is_box
-    )
+    return networks.axes(self.dit, self.text)
 
   def on(self, mesh):
     near, far = sharding.attentions(mesh, self.dit.config.heads, self.context_method)
@@ -248,10 +233,10 @@ class TextToVideo:
       "network": self.text.config,
       "tokenizer": folder_lib.TOKENIZER_NAME if pieces is not None else "bytes",
     }
-    networks = {
+    made = {
       "vae": self.vae, "text": Network(params["text"], text), "dit": Network(params["dit"], dit)
     }  # fmt: skip
-    folder_lib.write(folder, networks, pieces, provenance)
+    folder_lib.write(folder, made, pieces, provenance)
     return {}
 
 
@@ -292,7 +277,3 @@ def extent(source: ClipSource, patch: Sequence[int], frames_per_latent: int) -> 
     seconds = max(seconds, frames / clip.fps if clip.fps else 0.0)
     side = max(side, h // patch[1], w // patch[2])
   return [seconds or NO_LIMIT, float(side)]
-
-
-def _is_instance(kind, x) -> bool:
-  return isinstance(x, kind)

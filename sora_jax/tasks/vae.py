@@ -48,6 +48,7 @@ class NoiseConfig:
 class VaeTask:
   """Reconstruction of cuts with the losses of `nn/vae_losses.py`; see `train.task.Task`.
 
+  sources: clips; None = to be compiled alone.
   evaluate: clips of the validation set that are reconstructed whole, per size.
   isometric: export latents in which errors cost as many pixels in every direction, see
   `nn/vae_metric.py`.  init_from: a `vae.safetensors` whose weights start this leg, or None.
@@ -59,7 +60,7 @@ class VaeTask:
   losses: vae_losses.LossConfig
   noise: NoiseConfig
   video: VideoConfig
-  sources: Sources
+  sources: Sources | None
   evaluate: int = 8
   isometric: bool = False
   init_from: Path | None = None
@@ -80,7 +81,7 @@ class VaeTask:
     return self
 
   def batch_axes(self):
-    return {}
+    return {"video": vae_lib.AXES}
 
   def loss(self, params, batch, key, progress):
     video_BTHWC = batch["video"].astype(jnp.float32) * (1 / 127.5) - 1.0

@@ -7,6 +7,7 @@ those on one device of this process, the share that it loaded, how many arrays l
 processes, and the states of their streams as one.
 """
 
+import functools
 import json
 import sys
 
@@ -28,17 +29,14 @@ def main(coordinator: str, processes: int, process: int) -> None:
   put = sharding.put_batch(mesh, mine, on.batch_axes())
   placed = sharding.of_tree(mesh, on.axes())
 
-  def noisy(key):
-    make = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
-    return jax.tree.map(make, task.init(key))
-
+  noisy = functools.partial(gradients.noisy, task)
   params = jax.jit(noisy, out_shardings=placed)(jax.random.key(0))
-  sums, grads = gradients.run(on, params, put, mesh, 1)
+  sums, grads = gradients.run(on, params, put, mesh, 2)
   got = hosts.whole((sums, grads))
   whole, merged = hosts.whole(params), hosts.merged({"step": 1, "streams": {str(process): "state"}})
   if hosts.is_first():
     alone = jax.device_put(whole, jax.local_devices()[0])
-    want = jax.device_get(gradients.run(task, alone, rows, None, 1))
+    want = jax.device_get(gradients.run(task, alone, rows, None, 2))
     error = jax.tree.map(
       lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)), got, want
     )

@@ -99,7 +99,7 @@ def test_packed_samples_are_those_sampled_alone(solver):
 def test_one_program_serves_all_sizes_texts_and_strengths():
   run = sampling.Sampler.__new__(sampling.Sampler)
   run.__dict__.update(make_sampler().__dict__)
-  run._program = jax.jit(functools.partial(run.sample_rows), static_argnames="method")
+  run.program = jax.jit(functools.partial(run.sample_rows), static_argnames="method")
   run(params(), [A, B, C], METHOD)
   for grid in (Grid(4, 3, 3), Grid(1, 1, 40), Grid(2, 4, 5)):
     run(params(), [Request("other", (4, 4, 4, 1), grid, 9.0, guidance=4.0)], METHOD)
@@ -133,7 +133,7 @@ def test_clips_beyond_the_trained_extent_are_scaled_and_others_are_not(rotary):
 def test_one_program_serves_clips_within_and_beyond_the_trained_extent():
   run = sampling.Sampler.__new__(sampling.Sampler)
   run.__dict__.update(make_sampler(scalable=True).__dict__)
-  run._program = jax.jit(functools.partial(run.sample_rows), static_argnames="method")
+  run.program = jax.jit(functools.partial(run.sample_rows), static_argnames="method")
   method = dataclasses.replace(METHOD, rotary_method="ntk", trained_extent=(0.4, 3))
   for group in ([A, B, C], [A, A], [B, C]):
     run(params(), group, method)
@@ -276,7 +276,9 @@ def test_rows_grow_for_large_requests_and_shrink_for_small_ones():
   assert requests.shape_for([dataclasses.replace(A, grid=Grid(1, 2, 3))], ROWS).row_len == 12
   assert requests.shape_for([A, B], ROWS).row_len == 48
   large = requests.shape_for([dataclasses.replace(A, grid=Grid(10, 3, 4), ids=(1,) * 40)], ROWS)
-  assert large.row_len == 192 and large.text_row_len == 64
+  assert large.row_len == 144 and large.text_row_len == 64
+  longest = dataclasses.replace(A, grid=Grid(13, 3, 4))
+  assert requests.shape_for([longest], ROWS).row_len == 192
 
 
 def test_impossible_requests_and_methods_are_refused():

@@ -208,10 +208,11 @@ def test_cost_pairs_each_token_with_the_text_that_it_reads():
   own = batch["segment"][:, :, None] == batch["segment"][:, None]
   seen = (own & (batch["segment"][:, :, None] > 0)).sum()
   texts = ((text_RM[:, :, None] == text_RM[:, None]) & (text_RM[:, :, None] > 0)).sum()
-  dit, text, _ = task.matrix_sizes
+  sizes = task.matrix_sizes
   c, t = task.dit.config, task.text.config
   pairs = c.depth * c.width * (seen + read) + t.depth * t.heads * t.head_size * texts
-  want = 6 * (dit * (batch["segment"] > 0).sum() + text * (text_RM > 0).sum()) + 12 * pairs
+  words = (sizes.text + sizes.encoder) * (text_RM > 0).sum()
+  want = 6 * (sizes.token * (batch["segment"] > 0).sum() + words) + 12 * pairs
   assert task.cost(batch).flops == pytest.approx(float(want))
 
 
@@ -236,7 +237,7 @@ def test_cost_counts_real_tokens_and_pairs_within_segments(task):
   token += sum(x.size for n, x in _flat(blocks["mlp"]) if n.endswith("kernel"))
   token += params["embed"]["kernel"].size + params["head"]["linear"]["kernel"].size
   token += params["fraction"]["kernel"].size
-  assert task.matrix_sizes[0] == token
+  assert task.matrix_sizes.token == token
 
 
 def _flat(tree):

@@ -1,0 +1,92 @@
+"""The smallest slice that each shipped config trains on, found by compiling its step for every size
+of slice from one chip on.
+
+  python experiments/planning/smallest.py [--only=dit:b,vae:base] [--largest]
+
+The config stays as it is but for its mesh: all chips on fsdp as far as the width allows, the rest
+on data. What was tried, and the plan of the first slice that fits, are written to results/, and
+`tests/test_configs.py` holds the configs to them. --largest compiles one slice more for each: that
+which the configs name for speed.
+"""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = pathlib.Path(__file__).parent / "results"
+E = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+P = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+CONFIGS = {
+  "tiny": "v5e", "tiny_clips": "v5e", "shipped:tasks": "v5e", "vae:nano": "v5e", "vae:tiny": "v5e",
+  "vae:base": "v5e", "vae:xl": "v5e", "dit:tiny": "v5e", "dit:small": "v5e", "dit:s": "v5e",
+  "dit:b": "v5e", "dit:l": "v5e", "dit:xl": "v5e", "dit:3b": "v5p", "dit:10b": "v5p",
+}  # fmt: skip
+"""Configs and the kind of chip that they are planned on."""
+LARGE = {"dit:b": "v6e:2x4", "dit:xl": "v5e:16x16", "dit:3b": "v5p:4x4x8", "dit:10b": "v5p:8x8x8"}
+
+_ONLY = flags.DEFINE_list("only", None, "Configs; default: all.")
+_LARGEST = flags.DEFINE_bool("largest", False, "Compile for the slices of LARGE instead.")
+
+
+def slices(chip: str) -> list[str]:
+  """Names of the slices of a chip, smallest first."""
+  return [f"{chip}:{shape}" for shape in (P if chip == "v5p" else E)]
+
+
+def mesh_for(config: str, chips: int) -> str:
+  """The mesh of a config on so many chips."""
+  sys.path.insert(0, str(ROOT))
+  import importlib
+
+  name, _, size = config.partition(":")
+  c = importlib.import_module(f"configs.{name}").get_config(*([size] if size else []))
+  if c.task == "vae":
+    return f"data={chips}"
+  most = [n for n in range(1, chips + 1) if chips % n == 0 and c.model.width % (8 * n) == 0][-1]
+  return f"data={chips // most},fsdp={most}"
+
+
+def plan(config: str, topology: str) -> dict:
+  """Figures of a config's training step on a slice, or {"error": what it said}."""
+  name, _, size = config.partition(":")
+  chips = math.prod(int(n) for n in topology.split(":")[1].split("x"))
+  mesh = mesh_for(config, chips)
+  with tempfile.TemporaryDirectory() as folder:
+    out = pathlib.Path(folder) / "plan.json"
+    done = subprocess.run(
+      [sys.executable, "-m", "sora_jax.plan", "--quick", f"--out={out}", f"--mesh={mesh}",
+       f"--config=configs/{name}.py{':' if size else ''}{size}", f"--topology={topology}"],
+      cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if out.exists():
+      return json.loads(out.read_text())
+  return {"topology": topology, "error": (done.stderr.strip().splitlines() or ["?"])[-1]}
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  RESULTS.mkdir(exist_ok=True)
+  for config in _ONLY.value or (LARGE if _LARGEST.value else CONFIGS):
+    tried, names = [], [LARGE[config]] if _LARGEST.value else slices(CONFIGS[config])
+    for topology in names:
+      found = plan(config, topology)
+      needed = found.get("hbm_bytes_per_chip") or math.nan
+      said = found.get("error") or ("fits" if found["fits"] else "does not fit")
+      tried.append({"topology": topology, "hbm_bytes_per_chip": needed, "said": said})
+      print(f"{config} on {topology}: {needed / 2**30:.2f} GiB, {said}", flush=True)
+      if found.get("fits"):
+        break
+    kind = "large" if _LARGEST.value else "smallest"
+    path = RESULTS / f"{kind}_{config.replace(':', '_')}.json"
+    path.write_text(json.dumps({"config": config, "tried": tried, "plan": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)

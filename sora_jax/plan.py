@@ -11,7 +11,6 @@ Exit status 1 if it does not fit. It runs on any Linux machine: pip install sora
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -23,10 +22,8 @@ from ml_collections import config_flags
 
 from sora_jax import sharding
 from sora_jax.planning import report, search, topology
-from sora_jax.tasks import programs, sampling_programs
+from sora_jax.tasks import planned
 from sora_jax.train import metrics
-
-PROGRAMS = ("train", "sample", "vae_decode")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "CHIP:SHAPE in chips, like v5p:4x4x8.")
@@ -35,7 +32,7 @@ _MESH = flags.DEFINE_string(
   "",
   "Axes as name=size, like data=2,fsdp=64; default: the config's train.mesh; data for the others.",
 )
-_PROGRAM = flags.DEFINE_enum("program", "train", PROGRAMS, "What is compiled.")
+_PROGRAM = flags.DEFINE_enum("program", "train", planned.PROGRAMS, "What is compiled.")
 _SIZE = flags.DEFINE_string(
   "size", None, "sample, vae_decode: WIDTHxHEIGHT in pixels; default: the config's largest."
 )
@@ -60,9 +57,9 @@ def main(argv: list[str]) -> None:
   if _SEARCH.value:
     find(_CONFIG.value.to_dict(), _TOPOLOGY.value, argv_of_flags())
   try:
-    plan = run(
+    plan = planned.run(
       _CONFIG.value.to_dict(), _TOPOLOGY.value, _MESH.value, _PROGRAM.value, _QUICK.value,
-      None if _SIZE.value is None else size_of(_SIZE.value), _FRAMES.value,
+      None if _SIZE.value is None else planned.size_of(_SIZE.value), _FRAMES.value,
     )  # fmt: skip
   except (ValueError, RuntimeError) as error:
     sys.exit(f"plan: {error}")
@@ -71,44 +68,6 @@ def main(argv: list[str]) -> None:
     metrics.write_whole(Path(_OUT.value), json.dumps(report.figures(plan), indent=2) + "\n")
   sys.stderr.flush()
   os._exit(0 if plan.fits else 1)  # without waiting for a compiler that is still at work
-
-
-def run(
-  config: dict, name: str, mesh: str = "", program: str = "train", quick: bool = False,
-  size: tuple[int, int] | None = None, frames: int | None = None,
-) -> report.Plan:  # fmt: skip
-  """Compiles a config's program for a topology.
-
-  Args: name: of the topology.  mesh: "axis=size,..."; "" = config.train.mesh for training, all
-    chips on the data axis for the others.  quick: see
-    `planning.compiled.compile_for`.  size, frames: of what is sampled or decoded; by default the
-    most that the config's evaluation, or its world, shows.
-  Raises: ValueError for a config, topology or mesh that cannot be; RuntimeError without the TPU
-    compiler.
-  """
-  there = topology.describe(name)
-  shape = tuple(config["train"]["mesh"]) if program == "train" else (-1, 1, 1, 1)
-  if mesh:
-    shape = mesh_shape(mesh)
-  grid = sharding.make_mesh(shape, there.devices)
-  config["train"]["mesh"] = shape
-  if program == "train":
-    made = programs.train(config, grid)
-  else:
-    e, world = config["evaluation"], config["data"]["world"]
-    size = size or max(e["sizes"] or world["sizes"], key=math.prod)
-    frames = (e["frames"] or max(world["frames"])) if frames is None else frames
-    make = sampling_programs.sample if program == "sample" else sampling_programs.vae_decode
-    made = make(config, grid, tuple(size), frames)
-  return report.make(made, there, grid, program, quick)
-
-
-def size_of(text: str) -> tuple[int, int]:
-  """(width, height) of "1920x1080".  Raises: ValueError for what is no size."""
-  sides = text.split("x")
-  if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
-    raise ValueError(f"--size={text}: expected WIDTHxHEIGHT in pixels, like 1920x1080")
-  return int(sides[0]), int(sides[1])
 
 
 def find(config: dict, name: str, given: list[str]) -> None:
@@ -163,22 +122,6 @@ def compile_apart(given: list[str], choice: search.Choice) -> search.Tried:
       return search.Tried(choice, json.loads(out.read_text()))
   lines = done.stderr.strip().splitlines() or ["the compiler ended without a word"]
   return search.Tried(choice, None, lines[-1].removeprefix("plan: "))
-
-
-def mesh_shape(text: str) -> tuple[int, ...]:
-  """(data, fsdp, context, tensor) of "data=2,fsdp=64"; axes that are not named are 1.
-
-  Raises: ValueError for what is no such list.
-  """
-  sizes = dict.fromkeys(sharding.MESH_AXES, 1)
-  for part in text.split(","):
-    axis, _, size = part.partition("=")
-    if axis not in sizes or not size.lstrip("-").isdigit():
-      raise ValueError(
-        f"--mesh={text}: {part!r} is no AXIS=SIZE; axes: {', '.join(sharding.MESH_AXES)}"
-      )
-    sizes[axis] = int(size)
-  return tuple(sizes.values())
 
 
 if __name__ == "__main__":

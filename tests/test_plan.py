@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from sora_jax import plan as plan_lib
 from sora_jax.planning import topology
+from sora_jax.tasks import planned
 
 pytest.importorskip("libtpu")
 
@@ -88,7 +88,7 @@ def run(config="dit:tiny", topology="v5e:2x2", changes=(), **given):
   name, size = config.split(":")
   c = importlib.import_module(f"configs.{name}").get_config(size)
   c.update_from_flattened_dict(dict(changes))
-  return plan_lib.run(c.to_dict(), topology, **given)
+  return planned.run(c.to_dict(), topology, **given)
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,6 @@ JOB = ("--config=configs/dit.py:tiny,smoke", "--config.train.steps=24",
        "--config.evaluation.steps=1")  # fmt: skip
 """Small: what is tested is the machinery around the step."""
 
-_ROUNDS = flags.DEFINE_integer("rounds", 20, "How often a run is killed.")
-_FOLDER = flags.DEFINE_string("folder", "runs/kill", "Where the runs are; emptied first.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-
 
 class Outcome:
   """losses: of each step, as written.  arrays: a digest of every array of the last checkpoint."""
@@ -160,11 +156,12 @@ def check(
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-  folder = pathlib.Path(_FOLDER.value).absolute()
+  given = flags.FLAGS
+  folder = pathlib.Path(given.folder).absolute()
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder) + ".cache")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   command = [sys.executable, "-m", "sora_jax.main", *JOB]
-  told = check(command, folder, _ROUNDS.value, _SEED.value)
+  told = check(command, folder, given.rounds, given.seed)
   same = sum(one["losses"] and one["arrays"] for one in told)
   killed = sum(one["done"] != "ended before" for one in told)
   print(json.dumps({"rounds": len(told), "killed": killed, "equal": same}))
@@ -172,4 +169,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  flags.DEFINE_integer("rounds", 20, "How often a run is killed.")
+  flags.DEFINE_string("folder", "runs/kill", "Where the runs are; emptied first.")
+  flags.DEFINE_integer("seed", 0, "Of the moments.")
   app.run(main)

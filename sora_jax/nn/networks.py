@@ -29,12 +29,22 @@ def init(dit: DiT, text: TextEncoder, key: jax.Array) -> dict:
   }
 
 
+@functools.lru_cache(maxsize=8)
+def boxed_shapes(dit: DiT, text: TextEncoder) -> dict:
+  """Shapes of the parameters, in boxes that hold the names of their axes."""
+  return jax.eval_shape(functools.partial(init, dit, text), jax.random.key(0))
+
+
+def shapes(dit: DiT, text: TextEncoder) -> dict:
+  """Shapes of the parameters."""
+  return nn.meta.unbox(boxed_shapes(dit, text))
+
+
 def axes(dit: DiT, text: TextEncoder) -> dict:
   """For each parameter the tuple of its logical axes, see `sharding.py`."""
-  boxed = jax.eval_shape(functools.partial(init, dit, text), jax.random.key(0))
   is_box = functools.partial(_is_instance, nn.Partitioned)
   names = lambda x: tuple(x.names) if is_box(x) else (None,) * x.ndim  # noqa: E731
-  return jax.tree.map(names, boxed, is_leaf=is_box)
+  return jax.tree.map(names, boxed_shapes(dit, text), is_leaf=is_box)
 
 
 def _is_instance(kind: type, x: Any) -> bool:

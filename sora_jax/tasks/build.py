@@ -10,15 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from sora_jax import sharding
 from sora_jax.data import tokenizers
 from sora_jax.data.video_batches import VideoConfig
+from sora_jax.nn import networks, vae_losses
 from sora_jax.nn import text as text_lib
 from sora_jax.nn import vae as vae_lib
-from sora_jax.nn import vae_losses
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.ops import patchify
@@ -112,7 +111,7 @@ def check_mesh(config: Mapping, mesh: Mesh, task: TextToVideo, trains: bool = Tr
   data, parts = config["data"], config["train"]["accumulate"]
   rows = data["rows"] // parts if trains else sharding.parts(mesh, "row")
   batch = np.empty((rows, data["row_len"]), np.bool_)
-  shapes = nn.meta.unbox(jax.eval_shape(task.init_new, jax.random.key(0)))
+  shapes = networks.shapes(task.dit, task.text)
   try:
     task.on(mesh)
     sharding.check_sizes(mesh, {"rows of a microbatch": batch}, {"rows of a microbatch": ROWS})

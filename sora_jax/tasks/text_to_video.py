@@ -210,7 +210,7 @@ class TextToVideo:
   @functools.cached_property
   def matrix_sizes(self) -> costs.Sizes:
     """Entries of the matrices that tokens, words and slots meet."""
-    return costs.sizes_of(nn.meta.unbox(jax.eval_shape(self.init_new, jax.random.key(0))))
+    return costs.sizes_of(networks.shapes(self.dit, self.text))
 
   def names(self, batch):
     clips = np.unique(batch["clip"][batch["clip"] >= 0])

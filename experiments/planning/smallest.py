@@ -4,9 +4,8 @@ of slice from one chip on.
   python experiments/planning/smallest.py [--only=dit:b,vae:base] [--largest]
 
 The config stays as it is but for its mesh: all chips on fsdp as far as the width allows, the rest
-on data. What was tried, and the plan of the first slice that fits, are written to results/, and
-`tests/test_configs.py` holds the configs to them. --largest compiles one slice more for each: that
-which the configs name for speed.
+on data. What was tried, and the plan of the first slice that fits, are written to results/.
+--largest compiles for the slices of LARGE instead.
 """
 
 import json

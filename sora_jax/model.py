@@ -88,15 +88,7 @@ class Model(verbs.Verbs):
     shift = {name.removeprefix("shift_"): v for name, v in dit["diffusion"].items()}
     kind = shift.pop("prediction")
     self._mesh = mesh
-    trees = {name: network.tree for name, network in parts.items()}
-    self._vae_variables = trees.pop("vae")
-    self._params = {name: trees[name] for name in ("dit", "text")}
-    if mesh is None:
-      self._vae_variables, self._params = jax.tree.map(
-        jnp.asarray, (self._vae_variables, self._params)
-      )
-    else:
-      self._place(mesh)
+    self._place(parts["vae"].tree, {name: parts[name].tree for name in ("dit", "text")}, mesh)
     self.patch = Patch(*self.dit.config.patch)
     v = self.autoencoder
     self._f_t, self._f_s, self._channels = v.temporal, v.spatial, v.latent
@@ -107,14 +99,17 @@ class Model(verbs.Verbs):
       mesh=mesh,
     )  # fmt: skip
 
-  def _place(self, mesh: Mesh) -> None:
-    """Puts parameters on a mesh, and has the transformer find keys that lie on other devices."""
+  def _place(self, variables: dict, params: dict, mesh: Mesh | None) -> None:
+    """Puts weights on a mesh, and has the transformer find keys that lie on other devices."""
+    if mesh is None:
+      self._vae_variables, self._params = jax.tree.map(jnp.asarray, (variables, params))
+      return
     axes = networks.axes(self.dit, self.text)
     near, far = sharding.attentions(mesh, self.dit.config.heads)
     self.dit = self.dit.clone(attention=near, cross_attention=far)
-    sharding.check_sizes(mesh, self._params, axes)
-    self._params = jax.device_put(self._params, sharding.of_tree(mesh, axes))
-    self._vae_variables = jax.device_put(self._vae_variables, sharding.replicated(mesh))
+    sharding.check_sizes(mesh, params, axes)
+    self._params = jax.device_put(params, sharding.of_tree(mesh, axes))
+    self._vae_variables = jax.device_put(variables, sharding.replicated(mesh))
 
   def generate(
     self,

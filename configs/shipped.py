@@ -103,6 +103,13 @@ def get_config(arg: str = "plain") -> ConfigDict:
     shares = {"first": 0.06, "head": 0.18, "tail": 0.1, "ends": 0.03, "both": 0.08}
     d.prompts.update(shares | {"keyframes": 0.04, "random": 0.02, "boxes": 0.04})
     d.prompts.near_noise = 0.6  # where motion has to be worked out
+    last_legs(c, size)
+  return base.smoke(c) if smoke else c
+
+
+def last_legs(c: ConfigDict, size: str) -> None:
+  """What focus, mixed and polish change of tasks."""
+  d, w = c.data, c.data.world
   if size in ("focus", "mixed"):
     w.frames = (17,) if size == "focus" else (17, 17, 25)
     d.rows, d.row_len, d.max_segments = 8, 256, 8
@@ -128,4 +135,3 @@ def get_config(arg: str = "plain") -> ConfigDict:
     w.motions += ("bounce", "gravity") * 4 + ("morph", "swing") * 3
     w.styles = ("plain",) * 7 + ("outline", "hatched", "night")
     w.num_clips, w.seed = 16384, 31
-  return base.smoke(c) if smoke else c

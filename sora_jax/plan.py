@@ -54,6 +54,8 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler alone is needed, no chip
+  if _SEARCH.value and _PROGRAM.value != "train":
+    sys.exit(f"plan: --search is for --program=train, not {_PROGRAM.value}; try --mesh by hand")
   if _SEARCH.value:
     find(_CONFIG.value.to_dict(), _TOPOLOGY.value, argv_of_flags())
   try:
@@ -75,17 +77,18 @@ def find(config: dict, name: str, given: list[str]) -> None:
 
   given: flags of the command line that every plan shares.
   """
-  try:
-    chips = len(topology.describe(name).devices)
-  except (ValueError, RuntimeError) as error:
-    sys.exit(f"plan: {error}")
   model, data = config["model"], config["data"]
   shape = search.Shape(model["width"], model["heads"], config["train"]["accumulate"])
-  first = search.Choice((chips, 1, 1, 1), model["remat"], data["rows"], data["row_len"])
-  found = search.search(
-    first, shape, chips, lambda choice: compile_apart(given, choice),
-    lambda one: print(f"tried {one.choice}: {search.why(one, one)}", flush=True),
-  )  # fmt: skip
+  row = (data[name] for name in ("rows", "row_len", "max_segments", "text_row_len"))
+  try:
+    chips = len(topology.describe(name).devices)
+    found = search.search(
+      search.Choice((chips, 1, 1, 1), model["remat"], *row), shape, chips,
+      lambda choice: compile_apart(given, choice),
+      lambda one: print(f"tried {one.choice}: {search.why(one, one)}", flush=True),
+    )  # fmt: skip
+  except (ValueError, RuntimeError) as error:
+    sys.exit(f"plan: {error}")
   print(f"\nbest first, on {name}:")
   for one in found:
     print(f"  {one.choice}: {search.why(one, found[0])}")

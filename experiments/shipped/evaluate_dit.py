@@ -182,7 +182,8 @@ def main(argv):
   figures["styles"] = show_styles(model, world, sorted({*trained.styles} - {"plain"}))
   if TRAINED.value:
     chosen = [cards[i] for i in np.linspace(0, len(cards) - 1, COMPARED).astype(int)]
-    figures["nearest"] = nearest.show(chosen, trained, TRAINED.value, harness.out())
+    path = harness.out() / f"{NAME.value}_nearest.png"
+    figures["nearest"] = nearest.show(chosen, trained, TRAINED.value, path)
   sheet("_levels.png", show_levels(model, world))
   harness.finish(NAME.value, figures | {"sampler_programs": model.sampler.programs}, started)
 

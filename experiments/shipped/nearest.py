@@ -44,7 +44,7 @@ def training_clips(world, size, frames, most):
         return
 
 
-def show(cards, world, most, folder):
+def show(cards, world, most, path):
   """Finds the neighbours of (wish, video, ...) and draws them below the samples.
 
   Returns: for each, its distance, and that of an unseen clip of the same prompt and shape.
@@ -75,7 +75,7 @@ def show(cards, world, most, folder):
     labels.append(
       f"{wish.prompt}\nbelow, {own.distance:.1f} of 255 away: {own.clip.captions['short']}"
     )
-  reports.contact_sheet(videos, labels, folder / "dit_nearest.png", columns=2)
+  reports.contact_sheet(videos, labels, path, columns=2)
   return [
     {
       "prompt": wish.prompt,

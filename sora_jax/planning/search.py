@@ -17,17 +17,28 @@ PART = 8
 
 
 class Choice(NamedTuple):
-  """mesh: (data, fsdp, context, tensor).  rows, row_len: of a step."""
+  """mesh: (data, fsdp, context, tensor).  rows: of a step.  row_len, max_segments, text_row_len: of
+  a row."""
 
   mesh: tuple[int, int, int, int]
   remat: str
   rows: int
   row_len: int
+  max_segments: int
+  text_row_len: int
 
   @property
   def settings(self) -> dict[str, object]:
     """Config keys and their values."""
-    return {"model.remat": self.remat, "data.rows": self.rows, "data.row_len": self.row_len}
+    names = ("rows", "row_len", "max_segments", "text_row_len")
+    return {"model.remat": self.remat} | {f"data.{name}": getattr(self, name) for name in names}
+
+  def longer(self, factor: int) -> "Choice":
+    """As many tokens, clips and words a step, in fewer and longer rows."""
+    return self._replace(
+      rows=self.rows // factor, row_len=self.row_len * factor,
+      max_segments=self.max_segments * factor, text_row_len=self.text_row_len * factor,
+    )  # fmt: skip
 
   def __str__(self) -> str:
     named = zip(("data", "fsdp", "context", "tensor"), self.mesh)
@@ -70,6 +81,7 @@ def search(
   """Tries choices for a number of chips; best first, those that do not fit last.
 
   Args: first: what the config says.  plan: compiles one.  report: told of each.
+  Raises: ValueError if no mesh of so many chips divides what it must.
   """
   tried: dict[Choice, Tried] = {}
 
@@ -80,14 +92,17 @@ def search(
         report(tried[choice])
     return min(choices, key=lambda c: order(tried[c]))
 
-  found = best([first._replace(mesh=mesh) for mesh in meshes(first, shape, chips)])
+  possible = list(meshes(first, shape, chips))
+  if not possible:
+    raise ValueError(
+      f"no mesh of {chips} chips shares out {first.rows} rows in {shape.accumulate} parts and"
+      f" {shape.heads} heads; chips must divide data.rows / train.accumulate"
+    )
+  found = best([first._replace(mesh=mesh) for mesh in possible])
   found = best([found._replace(remat=name) for name in REMAT])
   rows = found.mesh[0] * found.mesh[1] * shape.accumulate
-  lengths = [found]
-  for factor in (2, 4):
-    if found.rows % (factor * rows) == 0:
-      lengths.append(found._replace(rows=found.rows // factor, row_len=found.row_len * factor))
-  best(lengths)
+  longer = [found.longer(factor) for factor in (2, 4) if found.rows % (factor * rows) == 0]
+  best([found, *longer])
   return sorted(tried.values(), key=order)
 
 

@@ -89,7 +89,6 @@ def sampling_load(task: TextToVideo, batch: dict, method: Method) -> Load:
   sizes, dit, text = task.matrix_sizes, task.dit.config, task.text.config
   (R, L), M = batch["segment"].shape, batch["text"].shape[1]
   evaluations, texts = method.steps * method.branches, min(method.branches, 2)
-  batch = batch | {"clip": batch["segment"][:, :1]}
   real = costs.real_flops(sizes, dit, text, batch)
   dots = costs.product_flops(sizes, dit, text, L, M, batch["grid"].shape[1])
   near, far = programs.shared(batch)

@@ -44,5 +44,5 @@ def get_config(arg: str = "") -> ConfigDict:
   c.train.steps = 4000
   c.train.minutes = 12.5
   c.train.log_every = 20
-  c.train.save_every = 200
+  c.train.save_every = c.train.eval_every = 200
   return base.smoke(c) if smoke else c

@@ -242,7 +242,8 @@ class TextToVideo:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeldOutLoss:
-  """The training loss on validation clips, with the same noise and times at every evaluation."""
+  """The training loss on validation clips, with the same noise and times at every evaluation, and
+  how much higher it is with the captions of other clips: what the captions are worth."""
 
   task: TextToVideo
   batches: int
@@ -250,15 +251,25 @@ class HeldOutLoss:
 
   def __call__(self, params, step, folder):
     del step, folder
-    task, total = self.task, np.zeros(2)
+    task, total = self.task, np.zeros((2, 2))
     stream = task.heldout()
     for i in range(self.batches):
       batch = next(stream)
-      if task.mesh is not None:
-        batch = sharding.put_batch(task.mesh, batch, task.batch_axes())
-      ratio = _loss_of(task, params, batch, jax.random.key(i))
-      total += np.array([float(ratio.numerator), float(ratio.denominator)])
-    return {"loss": total[0] / total[1]}
+      for captions, given in enumerate((batch, exchanged(batch))):
+        if task.mesh is not None:
+          given = sharding.put_batch(task.mesh, given, task.batch_axes())
+        ratio = _loss_of(task, params, given, jax.random.key(i))
+        total[captions] += float(ratio.numerator), float(ratio.denominator)
+    right, wrong = total[:, 0] / total[:, 1]
+    return {"loss": right, "caption_gain": wrong - right}
+
+
+def exchanged(batch: dict) -> dict:
+  """A batch in which each clip reads the caption of the one before it in its row."""
+  segment_RM = batch["text_segment"]
+  count_R1 = segment_RM.max(1, keepdims=True)
+  moved_RM = np.where(segment_RM > 0, segment_RM % np.maximum(count_R1, 1) + 1, 0)
+  return batch | {"text_segment": moved_RM.astype(segment_RM.dtype)}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from optax import contrib
 
 
@@ -190,6 +190,38 @@ def skip_spikes(
 def skipped(opt_state: Any) -> jax.Array:
   """Steps that `skip_spikes` has left out so far; 0 where it is off."""
   return opt_state.skipped if isinstance(opt_state, SpikeState) else jnp.zeros((), jnp.int32)
+
+
+def moved(grads: Any, updates: Any, axes: Any = None) -> Bool[Array, "U"]:
+  """For each parameter, and for each layer of stacked ones, whether it is learning: its gradient
+  and its update are not all zeros (weight decay alone would move what no gradient reaches).
+
+  axes: see `make`. Names in the same order: `unit_names`.
+  """
+  found = []
+  leaves = zip(jax.tree.leaves(grads), jax.tree.leaves(updates), _stacked(updates, axes))
+  for grad, update, layers in leaves:
+    rows = grad.shape[0] if layers else 1
+    found.append((grad != 0).reshape(rows, -1).any(1) & (update != 0).reshape(rows, -1).any(1))
+  return jnp.concatenate(found)
+
+
+def unit_names(params: Any, axes: Any = None) -> list[str]:
+  """Names like "dit/blocks/mlp/up/kernel[3]", in the order of `moved`."""
+  names = []
+  paths = jax.tree_util.tree_flatten_with_path(params)[0]
+  for (path, leaf), layers in zip(paths, _stacked(params, axes)):
+    name = "/".join(str(getattr(key, "key", key)) for key in path)
+    names += [f"{name}[{i}]" for i in range(leaf.shape[0])] if layers else [name]
+  return names
+
+
+def _stacked(params: Any, axes: Any) -> list[bool]:
+  """Of each parameter, whether its first axis counts layers."""
+  if axes is None:
+    return [False] * len(jax.tree.leaves(params))
+  names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+  return [bool(name) and name[0] == "layers" for name in names]
 
 
 class ClipState(NamedTuple):

@@ -20,7 +20,8 @@ class StepMetrics(NamedTuple):
   """What a step leaves on the device for the host to read one step later.
 
   ratios: sums by name, "loss" among them.  finite: whether the update was made.  skipped: steps
-  that were left out so far, see `optimizer.skip_spikes`.
+  that were left out so far, see `optimizer.skip_spikes`.  moved: which parameters learned
+  from it, see `optimizer.moved`; all of them in a step that was left out.
   """
 
   ratios: dict[str, Ratio]
@@ -28,6 +29,7 @@ class StepMetrics(NamedTuple):
   lr: Any
   finite: Any
   skipped: Any
+  moved: Any
 
 
 def make_step(
@@ -61,7 +63,9 @@ def make_step(
     ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema_params, params)
     new = state.replace(step=state.step + 1, params=params, ema_params=ema, opt_state=opt_state)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-    return new, StepMetrics(ratios, grad_norm, lr, finite, optimizer_lib.skipped(new.opt_state))
+    moved = optimizer_lib.moved(grads, updates, axes)
+    skipped = optimizer_lib.skipped(new.opt_state)
+    return new, StepMetrics(ratios, grad_norm, lr, finite, skipped, moved | ~moved.any())
 
   out = None if mesh is None else (placed, sharding.replicated(mesh))
   return jax.jit(step, donate_argnums=0, out_shardings=out)

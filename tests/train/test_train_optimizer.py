@@ -156,3 +156,17 @@ def test_a_spike_is_left_out_and_norms_that_stay_large_are_let_through():
 def test_impossible_values_are_refused(change):
   with pytest.raises(ValueError, match=f"optimizer.{next(iter(change))}"):
     OptimizerConfig(**change)
+
+
+def test_what_does_not_learn_is_named():
+  grads = {"frozen": jnp.zeros((2, 3)), "layers": jnp.ones((3, 2)), "lost": jnp.ones(2)}
+  updates = {
+    "frozen": jnp.ones((2, 3)),
+    "layers": jnp.ones((3, 2)).at[1].set(0.0),
+    "lost": jnp.zeros(2),
+  }
+  axes = {"frozen": ("in", "out"), "layers": ("layers", "in"), "lost": ("out",)}
+  names = lib.unit_names(updates, axes)
+  moved = lib.moved(grads, updates, axes)
+  assert names == ["frozen", "layers[0]", "layers[1]", "layers[2]", "lost"]
+  assert moved.tolist() == [False, True, False, True, False]

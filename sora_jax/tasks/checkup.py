@@ -1,0 +1,42 @@
+"""From a work directory to what the doctor says of it."""
+
+import json
+from pathlib import Path
+
+from sora_jax.evaluation import health
+from sora_jax.train import checkpoint, metrics
+
+REFERENCES = Path(__file__).parents[2] / "configs" / "references"
+FAR = 10
+"""Config keys in which a run may differ from the nearest reference's and still be compared."""
+
+
+def run(workdir: Path, reference: str = "") -> tuple[str, list[health.Finding]]:
+  """(name of the reference, findings).
+
+  reference: a file; "" = the one of `configs/references` whose config is nearest.
+  Raises: ValueError for a folder that is no run's, or that there is no reference for.
+  """
+  for name in ("config.json", "metrics.jsonl"):
+    if not (workdir / name).is_file():
+      raise ValueError(
+        f"--workdir={workdir} has no {name}: expected the work directory of a run of sora_jax.main"
+      )
+  config = checkpoint.flatten(json.loads((workdir / "config.json").read_text()))
+  path = Path(reference) if reference else nearest(config)
+  lines = metrics.read(workdir / "metrics.jsonl")
+  return path.name, health.examine(config, lines, health.read_reference(path))
+
+
+def nearest(config: dict) -> Path:
+  """The reference whose config differs in the fewest keys.  Raises: ValueError if none is near."""
+  apart = {
+    path: len(health.differing(config, health.read_reference(path).config))
+    for path in sorted(REFERENCES.glob("*.json"))
+  }
+  if not apart or min(apart.values()) > FAR:
+    raise ValueError(
+      "no reference is shipped for a config like this run's; make one of healthy runs with"
+      " experiments/reliability/reference.py and give it as --reference=FILE"
+    )
+  return min(apart, key=apart.get)

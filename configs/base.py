@@ -238,7 +238,7 @@ def train() -> ConfigDict:
   c.save_every = 1000
   c.keep = 2  # checkpoints
   c.prefetch = 2  # batches fetched ahead
-  c.mesh = (-1, 1, 1, 1)  # devices along (data, fsdp, context, tensor); -1 = those left
+  c.mesh = (-1, 1, 1, 1)  # devices along (data, fsdp, context, tensor); -1 = those left, or cores
   c.context = "auto"  # how rows split over the context axis attend: "ring", "ulysses" or "auto"
   c.init_from = ""  # a model folder whose weights start this leg; "" = random
   c.init_missing = "raise"  # parameters that init_from lacks: "raise" names them, "new" makes them

@@ -45,24 +45,24 @@ def draw_grids(mix, seed):
   return grids
 
 
-def pack(grids, row_len, drop_to_fill):
-  """(fill, share of tokens dropped, figures); the last, unfinished window is left out."""
-  tokens = [math.prod(grid) for grid in grids]
+def pack_rows(tokens, row_len, drop_to_fill=0.0):
+  """Rows of clips with so many tokens, without those of the last window; open rows."""
   bins = packing.bins_for(WINDOW, float(np.mean(tokens)), row_len, SEGMENTS)
   elements = [packing.element(i, n, 1, drop_to_fill > 0) for i, n in enumerate(tokens)]
   visits = grain.MapDataset.source(elements).to_iter_dataset(
     grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   )
-  rows = list(
-    packing.best_fit(
-      visits,
-      row_len=row_len,
-      text_row_len=SEGMENTS,
-      max_segments=SEGMENTS,
-      bins=bins,
-      drop_to_fill=drop_to_fill,
-    )
-  )[:-bins]
+  rows = packing.best_fit(
+    visits, row_len=row_len, text_row_len=SEGMENTS, max_segments=SEGMENTS, bins=bins,
+    drop_to_fill=drop_to_fill,
+  )  # fmt: skip
+  return list(rows)[:-bins], bins
+
+
+def pack(grids, row_len, drop_to_fill):
+  """(fill, share of tokens dropped, figures); the last, unfinished window is left out."""
+  tokens = [math.prod(grid) for grid in grids]
+  rows, bins = pack_rows(tokens, row_len, drop_to_fill)
   stats = PackStats()
   for row in rows:
     stats.add(as_batch(row, grids, row_len))

@@ -28,17 +28,23 @@ from sora_jax.train.host_memory import keep_freed_memory
 
 ALONE = "--alone"
 KEPT = ALONE not in sys.argv and keep_freed_memory(3 << 30)
+ROWS = 16
+"""That the cores share out: every batch here has a multiple of their number."""
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from flax import linen as nn  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
+from sora_jax import sharding  # noqa: E402
 from sora_jax.nn.dit import DiT  # noqa: E402
 from sora_jax.nn.dit_config import DiTConfig  # noqa: E402
 from sora_jax.ops import packing  # noqa: E402
+from sora_jax.train import processors  # noqa: E402
 
+processors.share_out((-1, 1, 1, 1), ROWS)
 GRIDS = [(3, 6, 6), (3, 4, 8), (3, 8, 4), (3, 5, 7), (3, 7, 5), (1, 6, 6), (1, 4, 8), (1, 8, 4),
          (2, 6, 6), (1, 5, 7), (1, 4, 5), (1, 4, 4)]  # fmt: skip
 """Token grids of the clips and pictures that are mixed; five aspect ratios, three durations."""
@@ -102,9 +108,13 @@ def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
 
 
 def packed_loss(config: DiTConfig, params: dict, batch: dict) -> jax.Array:
-  out = DiT(config).apply(
-    {"params": params}, batch["tokens"], batch["time"], batch["layout"], batch["text"]
-  )
+  """On the mesh that the rows lie on."""
+  mesh = mesh_of_cores(batch["tokens"].shape[0])
+  near, far = sharding.attentions(mesh, config.heads)
+  network = DiT(config, attention=near, cross_attention=far)
+  arguments = (batch["tokens"], batch["time"], batch["layout"], batch["text"])
+  with sharding.using(mesh):
+    out = network.apply({"params": params}, *arguments)
   real = (batch["layout"].segment_RL > 0)[..., None]
   return jnp.where(real, jnp.square(out - batch["target"]), 0).sum() / real.sum()
 
@@ -190,11 +200,25 @@ def plain_loss(config: DiTConfig, params: dict, batch: dict) -> jax.Array:
   return jnp.where(batch["real"][..., None], error, 0).sum() / batch["real"].sum()
 
 
+def mesh_of_cores(rows: int):
+  """The devices, one for each core, that these rows can be shared out to."""
+  devices = jax.devices()
+  count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+  return sharding.make_mesh((-1, 1, 1, 1), devices[:count])
+
+
 class Step:
-  """A compiled train step with its state; calling it runs one step to its end."""
+  """A compiled train step with its state; calling it runs one step to its end.
+
+  The rows of `packed_loss` are shared out over the cores, as in training.
+  """
 
   def __init__(self, loss, config: DiTConfig, params: dict, batch: dict):
     optimizer = optax.adamw(1e-3)
+    if loss is packed_loss:
+      mesh = mesh_of_cores(batch["tokens"].shape[0])
+      batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+      params = jax.device_put(params, sharding.replicated(mesh))
 
     def step(params, moments, batch):
       value, gradient = jax.value_and_grad(lambda p: loss(config, p, batch))(params)
@@ -202,7 +226,7 @@ class Step:
       return optax.apply_updates(params, update), moments, value
 
     self.batch = batch
-    self.state = jax.tree.map(jnp.copy, params), optimizer.init(params)
+    self.state = jax.jit(lambda params: (params, optimizer.init(params)))(params)
     self.compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*self.state, batch).compile()
 
   def __call__(self):
@@ -304,6 +328,13 @@ def profile(step: Step, calls: int = 10) -> dict[str, float]:
   return {kind: round(value / sum(total.values()), 3) for kind, value in total.most_common()}
 
 
+def matmul():
+  """A product of two square matrices of 2048, to be called."""
+  square = jnp.ones((2048, 2048))
+  product = jax.jit(lambda a, b: a @ b)
+  return lambda: product(square, square).block_until_ready()
+
+
 def setup(name: str) -> tuple[dict, dict, dict]:
   """Returns: what is to be timed, its floating-point operations, and figures of the size."""
   size, rng = SIZES[name], np.random.default_rng(0)
@@ -320,11 +351,9 @@ def setup(name: str) -> tuple[dict, dict, dict]:
   flops = {"plain": work(config, num_params, equal)}
   if ALONE in sys.argv:
     return runs, flops, {}
-  square = jnp.ones((2048, 2048))
-  product = jax.jit(lambda a, b: a @ b)
   gelu = dataclasses.replace(config, mlp_activation="gelu_tanh")
   runs |= {
-    "matmul": lambda: product(square, square).block_until_ready(),
+    "matmul": matmul(),
     "ours": Step(packed_loss, config, params, batch),
     "gelu": Step(packed_loss, gelu, params, batch),
     "plain_padded": Step(plain_loss, config, params, plain_batch(config, lengths, rng)),

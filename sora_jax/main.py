@@ -4,7 +4,6 @@ python -m sora_jax.main --config=configs/tiny.py --workdir=runs/tiny
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -14,13 +13,25 @@ from ml_collections import config_flags
 from sora_jax import model
 from sora_jax.tasks import build, report, sections
 from sora_jax.tasks.typed import typed, without
-from sora_jax.train import checkpoint, host_memory, hosts, loop, provenance
+from sora_jax.train import (
+  checkpoint,
+  host_memory,
+  hosts,
+  loop,
+  processors,
+  profiler,
+  provenance,
+  watch,
+)
 
 HEAP = 3 << 30
 """Bytes of heap, at most, that a training step on processors should find in huge pages."""
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+_PROFILE = flags.DEFINE_bool(
+  "profile", False, "Write a trace of some steps to WORKDIR/profile, for xprof."
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; TPUs need none.")
 _PROCESSES = flags.DEFINE_integer("processes", 0, "Processes of the job, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", -1, "Number of this process, from 0.")
@@ -37,15 +48,21 @@ def main(argv: list[str]) -> None:
   logging.get_absl_handler().addFilter(_is_ours)
   hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   hosts.quiet_others()
+  config = _CONFIG.value.to_dict()
+  if host_memory.cpu_alone() and not _COORDINATOR.value:
+    rows = config["data"]["rows"] // max(config["train"]["accumulate"], 1)
+    processors.share_out(config["train"]["mesh"], rows if config["task"] != "vae" else 1)
   try:
-    run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
+    run(config, Path(_WORKDIR.value), _PROFILE.value)
   except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
     logging.debug("where it happened", exc_info=True)
-    sys.exit(f"main: {error}" + ("" if str(error) else type(error).__name__))
+    watch.leave(f"main: {error}" + ("" if str(error) else type(error).__name__), error)
 
 
-def run(config: dict, workdir: Path) -> dict | None:
+def run(config: dict, workdir: Path, profile: bool = False) -> dict | None:
   """Checks the config, prepares data, trains, exports averaged weights, reports.
+
+  profile: trace a few steps, see `train.profiler`.
 
   Returns: figures and provenance; None if the run was stopped and can be resumed, and for all but
   the first of several processes.
@@ -56,7 +73,8 @@ def run(config: dict, workdir: Path) -> dict | None:
   with hosts.in_turn("config and data"):
     checkpoint.keep_config(workdir, config)
     task = plan.make()
-  outcome = loop.run(task, train, plan.optimizer, workdir)
+  trace = profiler.tracer(workdir / "profile") if profile else loop.never
+  outcome = loop.run(task, train, plan.optimizer, workdir, trace)
   if not outcome.finished:
     return None
   story = provenance.collect(
@@ -101,8 +119,10 @@ def sample(plan: build.Plan, task, workdir: Path, about: dict) -> dict:
 
 
 def _is_ours(record) -> bool:
-  """Keeps this package's progress and everybody's warnings; the checkpoint writer talks a lot."""
-  return record.levelno > 20 or "sora_jax" in record.pathname
+  """Keeps this package's progress and everybody's warnings; the checkpoint writer talks a lot, and
+  what goes wrong there ends in a line of ours."""
+  told_again = record.exc_info and "orbax" in record.pathname and logging.get_verbosity() < 1
+  return "sora_jax" in record.pathname or (record.levelno > 20 and not told_again)
 
 
 if __name__ == "__main__":

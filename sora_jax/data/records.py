@@ -359,16 +359,19 @@ class ShardSource:
     return from_bytes(self.read_bytes(i))
 
   def read_bytes(self, i: SupportsIndex) -> bytes:
-    """The record of clip i as stored. Raises: IndexError; ValueError for a damaged shard."""
+    """The record of clip i as stored. Raises: IndexError; ValueError naming a shard that is gone or
+    has changed, which the checksums of its chunks tell."""
     i = operator.index(i)
     if not -len(self) <= i < len(self):
       raise IndexError(f"clip {i} of {len(self)} in {self.folder}")
     i %= len(self)
     k = int(np.searchsorted(self._starts, i, side="right")) - 1
-    record = self._reader(k).read([i - int(self._starts[k])])[0]
+    try:
+      record = self._reader(k).read([i - int(self._starts[k])])[0]
+    except RuntimeError as error:
+      raise self._fault(k, f"clip {i}: {str(error).split(' (')[0]}") from error
     if not record:
-      file = self.index["shards"][k]["file"]
-      raise ValueError(f"clip {i} in {self.folder / file} cannot be read: the shard is damaged")
+      raise self._fault(k, f"clip {i} cannot be read")
     return record
 
   def _reader(self, k: int):
@@ -378,12 +381,19 @@ class ShardSource:
       path = self.folder / shard["file"]
       reader = array_record_module.ArrayRecordReader(str(path), _READER_OPTIONS)
       if not reader.ok() or reader.num_records() != shard["count"]:
-        raise ValueError(
-          f"shard {path} holds {reader.num_records()} of {shard['count']} clips: it is damaged; "
-          "copy or build the shards again"
-        )
+        raise self._fault(k, f"it holds {reader.num_records()} of {shard['count']} clips")
       self._readers.setdefault(key, reader)
     return self._readers[key]
+
+  def _fault(self, k: int, why: str) -> ValueError:
+    """What to raise about shard k; the set was whole when it was opened."""
+    shard = self.index["shards"][k]
+    path = self.folder / shard["file"]
+    what = f"is damaged ({why})" if path.is_file() else "is missing"
+    return ValueError(
+      f"shard {path} {what}; expected the {shard['count']} clips and {shard['bytes']} bytes that "
+      "were written. Copy or build the shards again, then run the same command again"
+    )
 
   def __getstate__(self) -> dict:
     return self.__dict__ | {"_readers": {}}

@@ -5,8 +5,11 @@ who read it.
 """
 
 import contextlib
+import gc
 import json
 import logging as std_logging
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
-from sora_jax.train import metrics
+from sora_jax.train import hosts, metrics
 from sora_jax.train.state import TrainState
 
 MAY_CHANGE = (
@@ -40,7 +43,7 @@ CHECKSUMS = "checksums"
 
 
 class CheckpointError(OSError):
-  """A checkpoint could not be written; the message says where, why, and what is still there."""
+  """What a run keeps could not be written; the message says where, why, and what is still there."""
 
 
 class Checkpoints:
@@ -51,9 +54,14 @@ class Checkpoints:
   """
 
   def __init__(self, folder: Path, keep: int = 3):
+    make_writable(folder)
     self._manager = ocp.CheckpointManager(
       Path(folder).absolute(),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
+      ),
       item_names=("state", "data", "notes"),
     )
 
@@ -85,25 +93,19 @@ class Checkpoints:
     problems = []
     for step in steps:
       try:
-        with _quiet():
-          found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-              state=ocp.args.StandardRestore(like),
-              data=ocp.args.JsonRestore(),
-              notes=ocp.args.JsonRestore(),
-            ),
-          )
-        _verify(found["state"], found["notes"].pop(CHECKSUMS, None))
+        found = self._read(step, like)
       except Exception as error:  # orbax raises many kinds for a damaged folder
-        problems.append(f"step {step}: {type(error).__name__}: {str(error)[:200]}")
+        lines = str(error).strip().splitlines() or [""]
+        problems.append(f"step {step}: {type(error).__name__}: {lines[0][:200]}")
         logging.warning(
-          "checkpoint of step %d cannot be read, trying an older one: %s", step, error
+          "checkpoint of step %d cannot be read, trying an older one: %s", step, lines[0]
         )
-        continue
-      for bad in (s for s in steps if s > step):
-        self._manager.delete(bad)
-      return found["state"], found["data"]["iterator"], found["notes"]
+      else:
+        for bad in (s for s in steps if s > step):
+          self._manager.delete(bad)
+        return found["state"], found["data"]["iterator"], found["notes"]
+      with _quiet():
+        gc.collect()  # the reader's tasks complain when they are collected
     if problems:
       raise ValueError(
         f"{self._manager.directory} holds checkpoints, but none can be restored: "
@@ -112,9 +114,52 @@ class Checkpoints:
       )
     return None
 
+  def _read(self, step: int, like: TrainState) -> Any:
+    """Reads a checkpoint, each process its part, without meeting the others on the way.
+
+    Raises: in all processes if in one; what orbax raises, or ValueError.
+    """
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(me, {me}, f"reader{me}")
+    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
+    names = ("state", "data", "notes")
+    try:
+      with (
+        _quiet(),
+        ocp.CheckpointManager(self._manager.directory, options=options, item_names=names) as reader,
+      ):
+        found = reader.restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(like),
+            data=ocp.args.JsonRestore(),
+            notes=ocp.args.JsonRestore(),
+          ),
+        )
+    except Exception:
+      hosts.every(False)
+      raise
+    if not hosts.every(True):
+      raise ValueError("another process cannot read its part")
+    _verify(found["state"], found["notes"].pop(CHECKSUMS, None))
+    return found
+
   def latest_step(self) -> int | None:
     """Returns the step of the newest finished checkpoint."""
     return self._manager.latest_step()
+
+  def saved(self) -> str:
+    """Says which finished checkpoint is the newest, and where."""
+    whole = self._whole()
+    what = "nothing is saved yet" if whole is None else f"step {whole} is saved"
+    return f"{what} in {self._manager.directory}"
+
+  def _whole(self) -> int | None:
+    """The newest step whose checkpoint is finished on disk."""
+    try:
+      return max(ocp.utils.checkpoint_steps(self._manager.directory), default=None)
+    except OSError:
+      return None
 
   def wait(self) -> None:
     """Blocks until what was saved is on disk.  Raises: CheckpointError if it cannot be."""
@@ -134,7 +179,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # orbax and tensorstore raise many kinds
-      whole = self._manager.latest_step()
+      whole = self._whole()
       kept = "there is no older one" if whole is None else f"that of step {whole} is whole"
       raise CheckpointError(
         f"a checkpoint could not be written to {self._manager.directory}: {_reason(error)}; {kept}."
@@ -142,8 +187,16 @@ class Checkpoints:
       ) from error
 
 
+def _meet(*, key: str, timeout_ms: int) -> None:
+  """Waits for the other processes, unless this one's part has failed: it must end, and they too."""
+  if sys.exc_info()[1] is None:
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
 def _reason(error: Exception) -> str:
   """What went wrong, without the library's story of how it came to know."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
   text = str(error).splitlines()[0] if str(error) else type(error).__name__
   known = (
     "No space left on device",
@@ -209,11 +262,23 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
   return flat
 
 
+def make_writable(folder: Path) -> None:
+  """Makes a folder if it is not there.  Raises: CheckpointError if files cannot be made in it."""
+  try:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise CheckpointError(
+      f"{folder} cannot be written: {error.strerror}; a run keeps all that it makes there. Make it"
+      " writable, or choose another --workdir"
+    ) from error
+
+
 def keep_config(workdir: Path, config: dict) -> None:
   """Stores the config in a new work directory; in an old one, insists that it is the same.
 
   Raises: ValueError that lists every key that differs, with both values, or that names a stored
-  config that cannot be read.
+  config that cannot be read; CheckpointError if the directory cannot be written.
   """
   path = Path(workdir) / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True)
@@ -230,7 +295,7 @@ def keep_config(workdir: Path, config: dict) -> None:
         + "; ".join(lines)
         + ". Change these back to resume, or start with another --workdir."
       )
-  path.parent.mkdir(parents=True, exist_ok=True)
+  make_writable(workdir)
   metrics.write_whole(path, text + "\n")
 
 

@@ -2,7 +2,7 @@
 
 Every process runs the same program. The first one alone writes what people read: the log, figures,
 reports. Data that is made from a config is made by the first while the others wait, since they may
-share a file system.
+share a file system. When one is lost the others end, see `watch`.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 30
-"""Silence after which a process counts as dead and the others end."""
+from sora_jax.train import watch
+
 TPU_DEVICES = ("accel[0-9]*", "vfio/[0-9]*")
 """Names under /dev by which a machine with TPUs is known."""
 
@@ -39,14 +39,19 @@ def connect(
       f"coordinator={coordinator!r}, processes={processes}, process={process}: give all three, or"
       " none to run alone (or on TPUs, where they are found)"
     )
-  timeout = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
   if all(given):
     if not 0 <= process < processes:
       raise ValueError(f"process={process} of {processes}; the first is 0")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, processes, process, **timeout)
+    _join(coordinator, processes, process)
   elif any(any(devices.glob(name)) for name in TPU_DEVICES):
-    jax.distributed.initialize(**timeout)
+    _join()
+
+
+def _join(*where) -> None:
+  jax.distributed.initialize(*where, heartbeat_timeout_seconds=watch.HEARTBEAT_SECONDS)
+  if jax.process_count() > 1:
+    watch.Watch()
 
 
 def is_first() -> bool:
@@ -111,6 +116,13 @@ def agree_to_stop(step: int, asked: bool) -> bool:
   if jax.process_count() == 1:
     return asked
   return multihost_utils.reached_preemption_sync_point(step)
+
+
+def every(mine: bool) -> bool:
+  """Whether it is true in all processes; every process must ask."""
+  if jax.process_count() == 1:
+    return mine
+  return bool(multihost_utils.process_allgather(np.asarray(mine)).all())
 
 
 def of_first(number: int) -> int:

@@ -22,10 +22,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from sora_jax import sharding
-from sora_jax.train import checkpoint, hosts, metrics, prefetch
+from sora_jax.train import checkpoint, hosts, metrics, prefetch, watch
 from sora_jax.train import optimizer as optimizer_lib
 from sora_jax.train import state as state_lib
 from sora_jax.train import step as step_lib
@@ -33,6 +34,9 @@ from sora_jax.train.optimizer import OptimizerConfig
 from sora_jax.train.state import TrainState
 from sora_jax.train.task import Task
 from sora_jax.train.tensorboard import TensorBoard
+
+WAKING = 20
+"""Steps after which every parameter should have begun to learn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +85,18 @@ class Outcome(NamedTuple):
   figures: dict[str, float]
 
 
+def never(step: int) -> bool:
+  """Stops at no step."""
+  del step
+  return False
+
+
 def run(
   task: Task,
   config: LoopConfig,
   optimizer: OptimizerConfig,
   workdir: Path,
-  should_stop: Callable[[int], bool] = lambda step: False,
+  should_stop: Callable[[int], bool] = never,
 ) -> Outcome:
   """Trains `task` in `workdir`, from its newest checkpoint if it has one.
 
@@ -103,7 +113,7 @@ def run(
       runner.evaluate_if_due()
       runner.save_if_due(now=stop)
       if stop:
-        logging.info("stopped at step %d; run the same command to resume", runner.step)
+        logging.warning("stopped at step %d; run the same command to resume", runner.step)
         return Outcome(runner.state, runner.step, False, runner.elapsed(), {})
       runner.take_step()
     runner.flush()
@@ -128,6 +138,7 @@ class _Runner:
     self.task, self.config, self.workdir = task.on(self.mesh), config, workdir
     self._checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.keep)
     stack.callback(self._checkpoints.close)
+    watch.last_words(self._checkpoints.saved)
     task, axes = self.task, self.task.axes()
     batches = task.batches()
     self._optimizer = optimizer_lib.make(optimizer, axes)
@@ -161,6 +172,8 @@ class _Runner:
     self._read_at, self._untimed = time.perf_counter(), True
     self._saved = self.step if self.step else -1
     self._skipped = int(optimizer_lib.skipped(self.state.opt_state))
+    self._units = optimizer_lib.unit_names(self.state.params, axes)
+    self._moved, self._named = np.zeros(len(self._units), bool), []
 
   def _create(self) -> TrainState:
     """The state before the first step; traceable."""
@@ -241,7 +254,8 @@ class _Runner:
     """Fetches, dispatches, then reads the step before."""
     fetched = self._prefetcher.get()
     programs = self.programs()
-    self.state, out = self._step_fn(self.state, fetched.batch)
+    with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+      self.state, out = self._step_fn(self.state, fetched.batch)
     self._untimed |= self.programs() != programs
     before, self._pending = self._pending, _Pending(self.step, out, fetched)
     self._iterator = fetched.iterator
@@ -278,12 +292,25 @@ class _Runner:
         " recent mean; %d so far; batch of clips %s",
         pending.step, float(out.grad_norm), self._skipped, ", ".join(pending.fetched.names),
       )  # fmt: skip
+    self._moved |= out.moved
     last = {"grad_norm": float(out.grad_norm), "lr": float(out.lr), "skipped": self._skipped}
     untimed, self._untimed = self._untimed, False
     self._meter.add(out.ratios, last, pending.fetched.cost, None if untimed else seconds)
     done = pending.step + 1
     if done % self.config.log_every == 0 or done == self.total:
       self._log(done)
+
+  def _still(self, done: int) -> int:
+    """Number of parameters (or layers of them) that no step since the last line has changed; says
+    which, unless training has just begun: what follows a gate that starts at zero waits for it."""
+    names = [name for name, moved in zip(self._units, self._moved) if not moved]
+    self._moved[:] = False
+    if names and names != self._named and done > WAKING:
+      logging.warning(
+        "step %d: %d parameters are not learning: %s", done, len(names), ", ".join(names[:8])
+      )
+      self._named = names
+    return len(names)
 
   def _log(self, done: int) -> None:
     """Writes a line of figures and, under a time budget, plans the rest of the run."""
@@ -295,6 +322,7 @@ class _Runner:
       planned = hosts.of_first(done + int(left / self._pace))
       self.total = min(self.config.steps, max(self.step, planned))
       self.state = self._with_total(self.state, self.total)
+    values["still"] = self._still(done)
     values |= {
       "eta_sec": (self.total - done) * per_step,
       "elapsed_sec": self.elapsed(),

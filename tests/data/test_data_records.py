@@ -179,6 +179,24 @@ def test_broken_sets_say_what_is_wrong(tmp_path):
     ShardSource(folder)
 
 
+def test_no_changed_bit_of_a_shard_is_read_as_a_clip(tmp_path):
+  folder = write(tmp_path, 3)
+  source = ShardSource(folder)
+  clips = [source.read_bytes(i) for i in range(3)]
+  path = folder / source.index["shards"][0]["file"]
+  whole, noticed = path.read_bytes(), 0
+  for at in np.flatnonzero(np.frombuffer(whole, np.uint8))[::25]:
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+    changed = ShardSource(folder)
+    for i in range(3):
+      try:
+        assert changed.read_bytes(i) == clips[i]
+      except ValueError as error:
+        assert f"shard {path} is damaged" in str(error) and "Copy or build" in str(error)
+        noticed += 1
+  assert noticed > 10
+
+
 def _ids(source, queue):
   queue.put([source[i].id for i in range(len(source))])
 

@@ -4,7 +4,8 @@
 
 Prints, from the first process, one JSON line: the worst difference of the first gradients from
 those on one device of this process, the share that it loaded, how many arrays lie on both
-processes, and the states of their streams as one.
+processes, the states of their streams as one, and whether every one says yes where all do and
+where one does not.
 """
 
 import functools
@@ -34,6 +35,7 @@ def main(coordinator: str, processes: int, process: int) -> None:
   sums, grads = gradients.run(on, params, put, mesh, 2)
   got = hosts.whole((sums, grads))
   whole, merged = hosts.whole(params), hosts.merged({"step": 1, "streams": {str(process): "state"}})
+  every = [hosts.every(True), hosts.every(process == 0)]
   if hosts.is_first():
     alone = jax.device_put(whole, jax.local_devices()[0])
     want = jax.device_get(gradients.run(task, alone, rows, None, 2))
@@ -43,7 +45,7 @@ def main(coordinator: str, processes: int, process: int) -> None:
     shares = sum(len(x.sharding.device_set) > 4 for x in jax.tree.leaves(params))
     print(json.dumps({
       "error": max(jax.tree.leaves(error)), "share": [index, count], "over_both": shares,
-      "merged": merged,
+      "merged": merged, "every": every,
     }))  # fmt: skip
   hosts.wait("end")
 

@@ -2,7 +2,9 @@
 
 import importlib.util
 import logging
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_toy import Wide
+from toy import Stream, Toy
 
+from sora_jax.data.records import Clip, ShardSource, ShardWriter
 from sora_jax.train import checkpoint, loop, metrics
 from sora_jax.train.optimizer import OptimizerConfig
 
@@ -71,19 +75,139 @@ def test_a_checkpoint_that_storage_changed_gives_way_to_the_one_before(tmp_path,
   jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole.state, again.state)))
 
 
-def test_a_full_disk_is_said_in_one_line_and_costs_nothing_that_was_saved(tmp_path):
-  run = lambda *more: subprocess.run(  # noqa: E731
-    [*TOY, f"--workdir={tmp_path / 'run'}", *more], capture_output=True, text=True
-  )
-  assert run("--steps=4").returncode == 0
-  full = run("--steps=12", "--file_bytes=100000")
-  last = full.stderr.strip().splitlines()[-1]
-  assert full.returncode == 1, full.stderr[-1000:]
-  assert last.startswith(f"main: a checkpoint could not be written to {tmp_path / 'run'}")
-  assert "File too large; that of step 4 is whole" in last and "Make room there" in last
-  assert run("--steps=12").returncode == 0
-  lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+def test_whatever_a_checkpoint_lacks_what_comes_back_was_saved(tmp_path, caplog):
+  """Of files all, or half; of folders all that is in them, and of the step's own all but its name.
+  What orbax has no need of may be gone."""
+  out = loop.run(Toy(), config(), ADAM, tmp_path / "run")
+  folder, kept = tmp_path / "run" / "checkpoints", tmp_path / "kept"
+  shutil.copytree(folder, kept)
+  (arrays,) = (path.name for path in (kept / "4" / "state" / "d").iterdir())
+  needed = ("data/metadata", "notes/metadata", "state/_METADATA", "state/manifest.ocdbt")
+  needed = [f"4/{name}" for name in (*needed, f"state/d/{arrays}")]
+  cases = [(name, cut) for name in needed for cut in (False, True)]
+  cases += [("4/state", False), ("4/data", False), ("4", False)]
+  spare = [("4/_CHECKPOINT_METADATA", False), ("4/state/_sharding", True)]
+  for name, cut in cases + spare:
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+    lack(folder / name, cut)
+    caplog.clear()
+    saved = checkpoint.Checkpoints(folder, 2)
+    state, data, _ = saved.restore(out.state)
+    saved.close()
+    if (name, cut) in spare:
+      assert data == {"position": 4}
+      jax.tree.map(np.testing.assert_array_equal, *jax.device_get((state, out.state)))
+    else:
+      assert int(state.step) == saved.latest_step() == 2 and data == {"position": 2}, (name, cut)
+      assert "checkpoint of step 4 cannot be read, trying an older one" in caplog.text
+
+
+def lack(path: pathlib.Path, cut: bool) -> None:
+  """Takes a file or folder away, or half of a file; of the step's own folder the name stays."""
+  if cut:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  elif path.is_file():
+    path.unlink()
+  else:
+    shutil.rmtree(path)
+    if path.name.isdecimal():
+      path.mkdir()
+
+
+def toy(folder, *more):
+  """The toy in a process of its own; what it said last of all, and its exit status."""
+  done = subprocess.run([*TOY, f"--workdir={folder}", *more], capture_output=True, text=True)
+  return (done.stderr.strip().splitlines() or [""])[-1], done.returncode
+
+
+@pytest.mark.parametrize(
+  ("fault", "reason"),
+  [("--file_bytes=100000", "File too large"), ("--read_only=5", "Read-only file system")],
+)
+def test_what_cannot_be_written_is_said_in_one_line_and_costs_nothing_that_was_saved(
+  tmp_path, fault, reason
+):
+  run = tmp_path / "run"
+  assert toy(run, "--steps=4")[1] == 0
+  last, status = toy(run, "--steps=12", fault)
+  assert status == 1 and last.startswith(f"main: a checkpoint could not be written to {run}"), last
+  assert f"{reason}; that of step 4 is whole. Make room there, or make it writable" in last
+  assert toy(run, "--steps=12")[1] == 0
+  lines = metrics.read(run / "metrics.jsonl")
   assert [x["step"] for x in lines if "loss" in x] == list(range(1, 13))
+
+
+def test_a_work_directory_that_cannot_be_written_is_named_before_anything_is_done(tmp_path):
+  (tmp_path / "file").write_text("")
+  run = tmp_path / "file" / "run"
+  last, status = toy(run)
+  assert status == 1
+  assert last.startswith(f"main: {run / 'checkpoints'} cannot be written: Not a directory; a run")
+  assert last.endswith("Make it writable, or choose another --workdir")
+  with pytest.raises(
+    checkpoint.CheckpointError, match=f"^{run} cannot be written: Not a directory"
+  ):
+    checkpoint.keep_config(run, {})
+
+
+@pytest.mark.skipif(not os.geteuid(), reason="root writes everywhere")
+def test_a_work_directory_without_permission_is_named(tmp_path):
+  tmp_path.chmod(0o500)
+  with pytest.raises(checkpoint.CheckpointError, match="cannot be written: Permission denied"):
+    checkpoint.keep_config(tmp_path, {})
+
+
+def goes(path, source):
+  path.unlink()
+  source._readers.clear()  # who has it open reads on; a worker that starts, or a network, does not
+
+
+def rots(path, source):
+  content = bytearray(path.read_bytes())
+  for at in range(100, len(content), 100):
+    content[at] ^= 4
+  with path.open("r+b") as file:
+    file.write(content)
+
+
+@pytest.mark.parametrize(
+  ("happens", "what"), [(goes, "is missing"), (rots, r"is damaged \(clip 5: .* hash mismatch\)")]
+)
+def test_a_shard_that_goes_or_rots_on_the_way_is_named_and_the_run_goes_on_once_it_is_back(
+  tmp_path, happens, what
+):
+  with ShardWriter(tmp_path / "clips", shard_size=4) as writer:
+    for i in range(8):
+      latent = np.random.default_rng(i).standard_normal((2, 8, 8, 4)).astype(np.float32)
+      writer.write(Clip(id=f"{i}", latent_thwZ=latent, pixel_shape=(5, 64, 64)))
+  source = ShardSource(tmp_path / "clips")
+  path = tmp_path / "clips" / source.index["shards"][1]["file"]
+  whole = path.read_bytes()
+
+  class Filmed(Stream):
+    def __next__(self):
+      if self.position == 5 and path.exists() and path.read_bytes() == whole:
+        happens(path, source)
+      source[self.position % 8]
+      return super().__next__()
+
+  class Films(Toy):
+    def batches(self):
+      return Filmed(self.rows)
+
+  with pytest.raises(ValueError, match=f"^shard {path} {what}; expected the 4 clips and .* again$"):
+    loop.run(Films(), config(steps=8), ADAM, tmp_path / "run")
+  assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").latest_step() == 4
+  path.write_bytes(whole)
+  happens = lambda *_: None  # noqa: E731
+  assert loop.run(Films(), config(steps=8), ADAM, tmp_path / "run").finished
+  found, want = (
+    [x["loss"] for x in metrics.read(folder / "metrics.jsonl") if "loss" in x]
+    for folder in (tmp_path / "run", tmp_path / "left_alone")
+    if folder.exists() or loop.run(Toy(), config(steps=8), ADAM, folder).finished
+  )
+  assert found == want
 
 
 def test_figures_that_cannot_be_written_name_their_file(tmp_path):

@@ -26,5 +26,6 @@ def test_alone_there_is_nothing_to_do(tmp_path):
   hosts.connect(devices=tmp_path)
   assert hosts.is_first() and hosts.agree_to_stop(1, True) and not hosts.agree_to_stop(1, False)
   assert hosts.merged({"step": 1}) == {"step": 1} and hosts.of_first(7) == 7
+  assert hosts.every(True) and not hosts.every(False)
   with hosts.in_turn("nothing"):
     hosts.wait("nothing")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from toy import Toy
 
-from sora_jax.train import checkpoint, loop, metrics
+from sora_jax.train import checkpoint, loop, metrics, profiler
 from sora_jax.train.optimizer import OptimizerConfig
 
 ADAM = OptimizerConfig(lr=0.1, warmup_steps=2)
@@ -141,6 +141,25 @@ def test_learns_logs_and_evaluates(tmp_path):
   assert last["programs"] == 1
 
 
+def test_parameters_that_do_not_learn_are_named(tmp_path, caplog):
+  class Frozen(Toy):
+    def loss(self, params, batch, key, progress):
+      stopped = params | {
+        "layer": params["layer"] | {"bias": jax.lax.stop_gradient(params["layer"]["bias"])}
+      }
+      return super().loss(stopped, batch, key, progress)
+
+  logging.getLogger("absl").propagate = True
+  with caplog.at_level(logging.WARNING):
+    loop.run(Frozen(), config(steps=40, log_every=10, save_every=100), ADAM, tmp_path / "a")
+  assert [x["still"] for x in metrics.read(tmp_path / "a" / "metrics.jsonl") if "loss" in x] == [
+    1
+  ] * 4
+  assert caplog.text.count("1 parameters are not learning: layer/bias") == 1
+  loop.run(Toy(), config(log_every=2), ADAM, tmp_path / "b")
+  assert all(x["still"] == 0 for x in metrics.read(tmp_path / "b" / "metrics.jsonl") if "loss" in x)
+
+
 def test_a_step_moves_nothing_between_host_and_device_but_what_it_says(tmp_path, monkeypatch):
   """No number enters a step by the way, and none is waited for; `device_get` is explicit."""
   take_step, guarded = loop._Runner.take_step, []
@@ -153,6 +172,22 @@ def test_a_step_moves_nothing_between_host_and_device_but_what_it_says(tmp_path,
   monkeypatch.setattr(loop._Runner, "take_step", guard)
   assert loop.run(Toy(), config(), ADAM, tmp_path).finished
   assert guarded == [0, 1, 2, 3]
+
+
+def test_a_trace_holds_the_steps_it_says(tmp_path, caplog):
+  """As xprof reads it: its events name the steps and the program."""
+  logging.getLogger("absl").propagate = True
+  with caplog.at_level(logging.INFO):
+    loop.run(
+      Toy(), config(steps=20, save_every=100), ADAM, tmp_path, profiler.tracer(tmp_path / "p")
+    )
+  assert "trace of steps 10 to 14" in caplog.text
+  (path,) = (tmp_path / "p").rglob("*.xplane.pb")
+  trace = jax.profiler.ProfileData.from_file(str(path))
+  events = [e for plane in trace.planes for line in plane.lines for e in line.events]
+  steps = {dict(e.stats).get("step_num") for e in events if e.name.startswith("train")}
+  assert steps >= set(range(10, 15)) and 9 not in steps
+  assert any("step" in e.name and "jit" in e.name.lower() for e in events)
 
 
 def test_an_ended_or_failing_stream_is_reported(tmp_path):

@@ -47,11 +47,11 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
   hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-  hosts.quiet_others()
   config = _CONFIG.value.to_dict()
   if host_memory.cpu_alone() and not _COORDINATOR.value:
     rows = config["data"]["rows"] // max(config["train"]["accumulate"], 1)
     processors.share_out(config["train"]["mesh"], rows if config["task"] != "vae" else 1)
+  hosts.quiet_others()
   try:
     run(config, Path(_WORKDIR.value), _PROFILE.value)
   except (ValueError, OSError, RuntimeError, FloatingPointError) as error:

@@ -236,6 +236,16 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path, vae_file):
     main.run(config_of("tiny", vae_file, model__width=32), tmp_path)
 
 
+def test_a_work_directory_that_cannot_be_written_ends_the_command_with_a_line(tmp_path):
+  (tmp_path / "file").write_text("")
+  command = [sys.executable, "-m", "sora_jax.main", "--config=configs/dit.py:tiny,smoke"]
+  command += [f"--workdir={tmp_path / 'file' / 'run'}"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  last = done.stderr.strip().splitlines()[-1]
+  assert done.returncode == 1 and last.startswith(f"main: {tmp_path / 'file' / 'run'} cannot be")
+  assert "Traceback" not in done.stderr and last.endswith("or choose another --workdir")
+
+
 def test_a_misspelt_flag_names_the_right_one(tmp_path):
   command = [sys.executable, "-m", "sora_jax.main", "--config=configs/tiny.py"]
   command += [f"--workdir={tmp_path / 'run'}", "--config.model.widht=3"]

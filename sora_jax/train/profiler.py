@@ -24,7 +24,9 @@ def tracer(folder: Path) -> Callable[[int], bool]:
     nonlocal first
     first = step if first is None else first
     if step == first + AFTER:
-      jax.profiler.start_trace(str(folder))
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0  # it crashes where threads run, such as the batches'
+      jax.profiler.start_trace(str(folder), profiler_options=options)
     elif step == first + AFTER + STEPS + IN_FLIGHT:
       jax.profiler.stop_trace()
       logging.info("trace of steps %d to %d in %s: xprof %s", step - STEPS - IN_FLIGHT,

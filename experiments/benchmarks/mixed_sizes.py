@@ -90,7 +90,7 @@ def methods(config):
   def add(name, rows, row_len, segments):
     start = time.perf_counter()
     batch = batch_of(config, rows, row_len, segments)
-    steps[name] = train_step.Step(train_step.packed_loss, config, params, batch)
+    steps[name] = train_step.packed_step(config, params, batch)
     say(f"{name}: {len(rows)} rows of {row_len}, made in {time.perf_counter() - start:.0f} s")
     tokens[name] = tokens_of(rows)
 

@@ -6,8 +6,9 @@ Work is (6 x parameters x real tokens + attention inside segments) floating-poin
 is that over the time of a whole step (forward, backward, AdamW), the machine's rate a product of
 two 2048 x 2048 float32 matrices. All of them are timed in turn within one run, so that what else
 the machine does falls on each alike; both the best and the middle of the times are reported.
-`plain` is the same shape of network written straight down: GELU-tanh, no fences, one clip a line;
-once on clips that all have the mean length, and once on the packed clips padded to the longest.
+`one_device` is ours with all rows on one device of JAX instead of one a core. `plain` is the same
+shape of network written straight down (plain_dit.py), one clip a line: once on clips that all have
+the mean length, and once on the packed clips padded to the longest.
 `plain_alone` is the first of these in a process of its own, whose C library gives freed memory
 back as it does by itself; it too takes its turn. The last line is one JSON object.
 """
@@ -29,14 +30,16 @@ from sora_jax.train.host_memory import keep_freed_memory
 ALONE = "--alone"
 KEPT = ALONE not in sys.argv and keep_freed_memory(3 << 30)
 ROWS = 16
-"""That the cores share out: every batch here has a multiple of their number."""
+"""Most devices that are made; a batch is shared out over as many as divide its rows."""
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+import plain_dit  # noqa: E402
 from flax import linen as nn  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
+from plain_dit import TEXT_TOKENS, normal  # noqa: E402
 
 from sora_jax import sharding  # noqa: E402
 from sora_jax.nn.dit import DiT  # noqa: E402
@@ -49,7 +52,6 @@ GRIDS = [(3, 6, 6), (3, 4, 8), (3, 8, 4), (3, 5, 7), (3, 7, 5), (1, 6, 6), (1, 4
          (2, 6, 6), (1, 5, 7), (1, 4, 5), (1, 4, 4)]  # fmt: skip
 """Token grids of the clips and pictures that are mixed; five aspect ratios, three durations."""
 
-TEXT_TOKENS = 16
 SIZES = {
   "tiny": dict(
     config=DiTConfig(
@@ -103,122 +105,33 @@ def packed_batch(size: dict, rows: list, rng: np.random.Generator) -> dict:
   )
 
 
-def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
-  return jnp.asarray(rng.standard_normal(shape, np.float32))
+def packed_step(config: DiTConfig, params: dict, batch: dict, cores: int = 0) -> "Step":
+  """The step of our network, whose rows are shared out over the cores, as in training.
 
-
-def packed_loss(config: DiTConfig, params: dict, batch: dict) -> jax.Array:
-  """On the mesh that the rows lie on."""
-  mesh = mesh_of_cores(batch["tokens"].shape[0])
+  cores: 0 = as many as the rows can be shared out to.
+  """
+  rows, devices = batch["tokens"].shape[0], jax.devices()
+  cores = cores or max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+  mesh = sharding.make_mesh((-1, 1, 1, 1), devices[:cores])
   near, far = sharding.attentions(mesh, config.heads)
   network = DiT(config, attention=near, cross_attention=far)
-  arguments = (batch["tokens"], batch["time"], batch["layout"], batch["text"])
-  with sharding.using(mesh):
-    out = network.apply({"params": params}, *arguments)
-  real = (batch["layout"].segment_RL > 0)[..., None]
-  return jnp.where(real, jnp.square(out - batch["target"]), 0).sum() / real.sum()
 
+  def loss(config: DiTConfig, params: dict, batch: dict) -> jax.Array:
+    arguments = (batch["tokens"], batch["time"], batch["layout"], batch["text"])
+    with sharding.using(mesh):
+      out = network.apply({"params": params}, *arguments)
+    real = (batch["layout"].segment_RL > 0)[..., None]
+    return jnp.where(real, jnp.square(out - batch["target"]), 0).sum() / real.sum()
 
-def plain_batch(config: DiTConfig, lengths: list[int], rng: np.random.Generator) -> dict:
-  """One clip a line, padded to the longest."""
-  B, N = len(lengths), max(lengths)
-  angle = normal(rng, B, N, config.head_size // 2)
-  return dict(
-    tokens=normal(rng, B, N, config.cells * config.in_channels),
-    time=jnp.asarray(rng.uniform(size=(B,)), jnp.float32),
-    text=normal(rng, B, TEXT_TOKENS, config.text_width),
-    target=normal(rng, B, N, config.cells * config.out_channels),
-    real=jnp.asarray(np.arange(N)[None] < np.asarray(lengths)[:, None]),
-    cos=jnp.cos(angle), sin=jnp.sin(angle),
-  )  # fmt: skip
-
-
-def plain_attend(q, k, v, real):
-  """Dense attention, all keys of the line that are real."""
-  score = jnp.einsum("blak,bmak->balm", q, k) * q.shape[-1] ** -0.5
-  score = jnp.where(real[:, None, None, :], score, -1e30)
-  return jnp.einsum("balm,bmak->blak", jax.nn.softmax(score), v)
-
-
-def plain_norm(x):
-  x = x - x.mean(-1, keepdims=True)
-  return x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
-
-
-def plain_rms(x, gain):
-  return x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6) * gain
-
-
-def plain_rotate(x, cos, sin):
-  a, b = jnp.split(x, 2, axis=-1)
-  cos, sin = cos[:, :, None], sin[:, :, None]
-  return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
-
-
-def plain_block(config: DiTConfig, x, w, batch, modulation_B6D, text_BMD):
-  """The block of `nn.dit` as one would write it first."""
-  shift1, scale1, gate1, shift2, scale2, gate2 = (
-    part[:, None] for part in jnp.moveaxis(modulation_B6D + w["modulation"], 1, 0)
-  )
-  heads = lambda y: y.reshape(*y.shape[:2], -1, config.heads, config.head_size)  # noqa: E731
-  h = plain_norm(x) * (1 + scale1) + shift1
-  qkv = heads(h @ w["attention"]["qkv"]["kernel"].reshape(config.width, -1))
-  q = plain_rms(qkv[:, :, 0], w["attention"]["q_norm"]["scale"])
-  k = plain_rms(qkv[:, :, 1], w["attention"]["k_norm"]["scale"])
-  q, k = (plain_rotate(y, batch["cos"], batch["sin"]) for y in (q, k))
-  h = plain_attend(q, k, qkv[:, :, 2], batch["real"])
-  x = x + gate1 * jnp.einsum("blak,akd->bld", h, w["attention"]["out"]["kernel"])
-  h = plain_norm(x) * w["cross_norm"]["scale"] + w["cross_norm"]["bias"]
-  q = heads(h @ w["cross"]["q"]["kernel"].reshape(config.width, -1))[:, :, 0]
-  kv = heads(text_BMD @ w["cross"]["kv"]["kernel"].reshape(config.width, -1))
-  q = plain_rms(q, w["cross"]["q_norm"]["scale"])
-  k = plain_rms(kv[:, :, 0], w["cross"]["k_norm"]["scale"])
-  h = plain_attend(q, k, kv[:, :, 1], jnp.ones(kv.shape[:2], bool))
-  x = x + jnp.einsum("blak,akd->bld", h, w["cross"]["out"]["kernel"])
-  h = plain_norm(x) * (1 + scale2) + shift2
-  h = jax.nn.gelu(h @ w["mlp"]["up"]["kernel"] + w["mlp"]["up"]["bias"], approximate=True)
-  return x + gate2 * (h @ w["mlp"]["down"]["kernel"] + w["mlp"]["down"]["bias"])
-
-
-def plain_loss(config: DiTConfig, params: dict, batch: dict) -> jax.Array:
-  """Uses the parameters of `DiT` that do the work per token, and its conditioning by time."""
-  dense = lambda w, x: x @ w["kernel"] + w["bias"]  # noqa: E731
-  angle = 1000 * batch["time"][:, None] * jnp.exp(-jnp.arange(128) / 14.0)
-  features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
-  time_mlp = params["time"]["mlp"]
-  condition = dense(time_mlp["down"], jax.nn.silu(dense(time_mlp["up"], features)))
-  shared = params["modulation"]["linear"]
-  modulation = jnp.einsum("bd,dpe->bpe", jax.nn.silu(condition), shared["kernel"]) + shared["bias"]
-  text = dense(params["text"]["down"], jax.nn.gelu(dense(params["text"]["up"], batch["text"])))
-  x = dense(params["embed"], batch["tokens"])
-  for i in range(config.depth):
-    w = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
-    x = plain_block(config, x, w, batch, modulation, text)
-  shift, scale = condition[:, None] + params["head"]["modulation"][:, None, None]
-  out = dense(params["head"]["linear"], plain_norm(x) * (1 + scale) + shift)
-  error = jnp.square(out - batch["target"])
-  return jnp.where(batch["real"][..., None], error, 0).sum() / batch["real"].sum()
-
-
-def mesh_of_cores(rows: int):
-  """The devices, one for each core, that these rows can be shared out to."""
-  devices = jax.devices()
-  count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
-  return sharding.make_mesh((-1, 1, 1, 1), devices[:count])
+  batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+  return Step(loss, config, jax.device_put(params, sharding.replicated(mesh)), batch)
 
 
 class Step:
-  """A compiled train step with its state; calling it runs one step to its end.
-
-  The rows of `packed_loss` are shared out over the cores, as in training.
-  """
+  """A compiled train step with its state; calling it runs one step to its end."""
 
   def __init__(self, loss, config: DiTConfig, params: dict, batch: dict):
     optimizer = optax.adamw(1e-3)
-    if loss is packed_loss:
-      mesh = mesh_of_cores(batch["tokens"].shape[0])
-      batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
-      params = jax.device_put(params, sharding.replicated(mesh))
 
     def step(params, moments, batch):
       value, gradient = jax.value_and_grad(lambda p: loss(config, p, batch))(params)
@@ -347,19 +260,24 @@ def setup(name: str) -> tuple[dict, dict, dict]:
   num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
   mean = round(np.mean(lengths))
   equal = [mean] * (size["rows"] * size["row_len"] // mean)
-  runs = {"plain": Step(plain_loss, config, params, plain_batch(config, equal, rng))}
+  runs = {"plain": Step(plain_dit.loss_of, config, params, plain_dit.batch_of(config, equal, rng))}
   flops = {"plain": work(config, num_params, equal)}
   if ALONE in sys.argv:
     return runs, flops, {}
   gelu = dataclasses.replace(config, mlp_activation="gelu_tanh")
   runs |= {
     "matmul": matmul(),
-    "ours": Step(packed_loss, config, params, batch),
-    "gelu": Step(packed_loss, gelu, params, batch),
-    "plain_padded": Step(plain_loss, config, params, plain_batch(config, lengths, rng)),
+    "ours": packed_step(config, params, batch),
+    "one_device": packed_step(config, params, batch, 1),
+    "gelu": packed_step(gelu, params, batch),
+    "plain_padded": Step(
+      plain_dit.loss_of, config, params, plain_dit.batch_of(config, lengths, rng)
+    ),
     "plain_alone": Alone(name),
   }
-  same = dict.fromkeys(("ours", "gelu", "plain_padded"), work(config, num_params, lengths))
+  same = dict.fromkeys(
+    ("ours", "one_device", "gelu", "plain_padded"), work(config, num_params, lengths)
+  )
   flops |= same | {"matmul": 2 * 2048**3, "plain_alone": flops["plain"]}
   tokens = sum(lengths)
   return runs, flops, {
@@ -389,6 +307,7 @@ def measure(name: str, seconds: float) -> dict:
       kind: {run: round(rate[run] / rate["matmul"], 3) for run in runs if run != "matmul"}
       for kind, rate in rates.items()
     },
+    "times_one_device": ratio("one_device"),
     "times_plain": ratio("plain"), "times_plain_alone": ratio("plain_alone"),
     "times_plain_padded": ratio("plain_padded"),
     "tokens_per_sec": round(about["real_tokens"] / np.min(times["ours"][:, 0])),

@@ -127,25 +127,31 @@ def learning_rate(
   lines: Sequence[Mapping], reference: Reference, steps: Sequence[int], every: int
 ) -> Finding:
   """A rate more than twice or less than half the reference's, at most of its points."""
-  own = np.exp(curve(lines, "lr", steps, every))
-  ratio = float(np.nanmedian(own / np.asarray(reference.lr[: len(steps)])))
+  own_J = np.exp(curve(lines, "lr", steps, every))
+  told_J = np.isfinite(own_J)
+  if not told_J.any():
+    return Finding("learning rate", True, "not logged yet")
+  ratio = float(np.median((own_J / np.asarray(reference.lr[: len(steps)]))[told_J]))
   return Finding("learning rate", 0.5 < ratio < 2, f"{ratio:.2f} times the reference's")
 
 
 def near(
   name: str, lines: Sequence[Mapping], reference: Reference, steps: Sequence[int], every: int
 ) -> Finding:
-  """A curve above all healthy ones over its last third."""
+  """A curve above all healthy ones over the last third of the points at which the run tells it."""
   mean_J, std_J = (np.asarray(part)[: len(steps)] for part in reference.curves[name])
-  own_J = curve(lines, name, steps, every)
-  last = max(1, len(steps) // 3)
-  apart = float(np.nanmean((own_J - mean_J)[-last:]))
-  scale = max(float(np.mean(std_J[-last:])), LEAST[name])
+  own_J, label = curve(lines, name, steps, every), name.replace("_", " ")
+  told = np.flatnonzero(np.isfinite(own_J))
+  if not len(told):
+    return Finding(label, True, "not logged yet")
+  last = told[-max(1, len(told) // 3) :]
+  apart = float(np.mean((own_J - mean_J)[last]))
+  scale = max(float(np.mean(std_J[last])), LEAST[name])
   text = (
-    f"{math.exp(apart):.2f} times the reference's over steps {steps[-last]} to {steps[-1]}"
+    f"{math.exp(apart):.2f} times the reference's over steps {steps[last[0]]} to {steps[last[-1]]}"
     f" ({apart / scale:+.1f} deviations)"
   )
-  return Finding(name.replace("_", " "), apart < FAR * scale, text)
+  return Finding(label, apart < FAR * scale, text)
 
 
 def learns(lines: Sequence[Mapping]) -> Finding:

@@ -19,8 +19,8 @@ from sora_jax.ops.attention import attention
 
 LONG = 1 << 19
 """Pairs of a row above which blocks pay on CPU: forward and backward, on a device a core, clips of
-210 tokens on average take 0.5 of the time of all scores at once in rows of 1,024 tokens, and 0.8 to
-1.2 in rows of 540. On TPUs they pay before, but rows so short cost little there."""
+210 tokens on average take 0.5 to 0.65 of the time of all scores at once in rows of 1,024 tokens,
+and 0.8 to 1.2 in rows of 540. On TPUs they pay before, but rows so short cost little there."""
 
 KEPT = "attention"
 """What the results of a forward pass are called, for `jax.checkpoint` to keep them."""

@@ -1,6 +1,5 @@
 """From a work directory to what the doctor says of it."""
 
-import json
 from pathlib import Path
 
 from sora_jax.evaluation import health
@@ -22,7 +21,7 @@ def run(workdir: Path, reference: str = "") -> tuple[str, list[health.Finding]]:
       raise ValueError(
         f"--workdir={workdir} has no {name}: expected the work directory of a run of sora_jax.main"
       )
-  config = checkpoint.flatten(json.loads((workdir / "config.json").read_text()))
+  config = checkpoint.flatten(checkpoint.read_config(workdir / "config.json"))
   path = Path(reference) if reference else nearest(config)
   lines = metrics.read(workdir / "metrics.jsonl")
   return path.name, health.examine(config, lines, health.read_reference(path))

@@ -283,7 +283,7 @@ def keep_config(workdir: Path, config: dict) -> None:
   path = Path(workdir) / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True)
   if path.exists():
-    old, new = flatten(_read_config(path)), flatten(json.loads(text))
+    old, new = flatten(read_config(path)), flatten(json.loads(text))
     lines = []
     for name in sorted(old.keys() | new.keys()):
       allowed = any(name == m or (m.endswith(".") and name.startswith(m)) for m in MAY_CHANGE)
@@ -299,7 +299,8 @@ def keep_config(workdir: Path, config: dict) -> None:
   metrics.write_whole(path, text + "\n")
 
 
-def _read_config(path: Path) -> dict:
+def read_config(path: Path) -> dict:
+  """The config that a work directory keeps.  Raises: ValueError if the file is damaged."""
   try:
     return json.loads(path.read_text())
   except ValueError as error:

@@ -201,9 +201,9 @@ def moved(grads: Any, updates: Any, axes: Any = None) -> Bool[Array, "U"]:
   found = []
   leaves = zip(jax.tree.leaves(grads), jax.tree.leaves(updates), _stacked(updates, axes))
   for grad, update, layers in leaves:
-    rows = grad.shape[0] if layers else 1
-    found.append((grad != 0).reshape(rows, -1).any(1) & (update != 0).reshape(rows, -1).any(1))
-  return jnp.concatenate(found)
+    inside = tuple(range(int(layers), grad.ndim))
+    found.append((grad != 0).any(inside) & (update != 0).any(inside))
+  return jnp.concatenate([jnp.atleast_1d(part) for part in found])
 
 
 def unit_names(params: Any, axes: Any = None) -> list[str]:

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 import jax
 
 SET = "xla_force_host_platform_device_count"
-"""The flag of XLA that says the same, and that is left as it is."""
+"""The flag of XLA that says the same, and that is left as it is; so is JAX_NUM_CPU_DEVICES."""
+
+
+def usable() -> int:
+  """Cores that this process may use."""
+  here = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+  return len(here(0)) if here else os.cpu_count() or 1
 
 
 def share_out(mesh: Sequence[int], rows: int, cores: int = 0) -> int:
@@ -19,11 +25,10 @@ def share_out(mesh: Sequence[int], rows: int, cores: int = 0) -> int:
   Args: mesh: sizes of (data, fsdp, context, tensor). A -1 for data or fsdp becomes as many as there
     are cores and as share the rows out evenly; elsewhere it becomes 1.  rows: of a microbatch.
     cores: 0 = those that this process may use.
-  Returns: the devices; 0 if XLA has been told already, or if the mesh is none.
+  Returns: the devices; 0 if JAX has been told already, or if the mesh is none.
   """
-  if (
-    SET in os.environ.get("XLA_FLAGS", "") or len(mesh) != 4 or list(mesh).count(-1) > 1 or rows < 1
-  ):
+  told = SET in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
+  if told or len(mesh) != 4 or list(mesh).count(-1) > 1 or rows < 1:
     return 0
   fixed = 1
   for size in mesh:
@@ -33,7 +38,7 @@ def share_out(mesh: Sequence[int], rows: int, cores: int = 0) -> int:
   count = fixed
   if -1 in tuple(mesh)[:2]:
     shares = -mesh[0] * mesh[1]  # of the rows, by the axis that is known
-    most = (cores or len(os.sched_getaffinity(0))) // fixed
+    most = (cores or usable()) // fixed
     fits = [n for n in range(1, most + 1) if rows % (n * shares) == 0]
     count = fixed * max(fits, default=1)
   jax.config.update("jax_num_cpu_devices", count)

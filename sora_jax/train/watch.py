@@ -7,6 +7,7 @@ runtime's own; and one that fails waits at its end for the others, who wait for 
 import atexit
 import ctypes
 import logging as std_logging
+import multiprocessing
 import os
 import re
 import signal
@@ -65,7 +66,7 @@ class Watch:
   def _part(self) -> None:
     """At the end of the program, which the others reach too unless it failed."""
     if hasattr(sys, "last_value"):
-      os._exit(1)
+      _exit("")
     self._parted = True
     jax.distributed.shutdown()
     self._thread.join(10)
@@ -90,8 +91,7 @@ def _end(lost: int) -> NoReturn:
     f" heard from for {HEARTBEAT_SECONDS} s, its own log may say why; {_saved()}. Start the same"
     " command again on all machines, and it goes on from there\n"
   )
-  os.write(2, text.encode())
-  os._exit(1)
+  _exit(text)
 
 
 def leave(message: str, error: BaseException) -> NoReturn:
@@ -105,7 +105,14 @@ def leave(message: str, error: BaseException) -> NoReturn:
     logging.warning("%s: waiting %d s for word of the others", message, HEARTBEAT_SECONDS + 5)
     time.sleep(HEARTBEAT_SECONDS + 5)
   sys.stdout.flush()
-  os.write(2, f"{message}\n".encode())
+  _exit(f"{message}\n")
+
+
+def _exit(text: str) -> NoReturn:
+  """Says it and is gone, with the workers that would outlive it."""
+  for child in multiprocessing.active_children():
+    child.kill()
+  os.write(2, text.encode())
   os._exit(1)
 
 

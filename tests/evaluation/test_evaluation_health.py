@@ -48,6 +48,14 @@ def test_each_fault_is_found_by_its_own_check(reference, fault, found):
   assert found in bad(health.examine(CONFIG, lines(11, **fault), reference))
 
 
+def test_a_run_that_logs_seldom_is_judged_by_what_it_tells(reference):
+  seldom = [line for line in lines(11) if line["step"] % 100 == 0 or line["step"] == 60]
+  assert not bad(health.examine(CONFIG, seldom, reference))
+  assert "loss" in bad(health.examine(CONFIG, [x | {"loss": 9.0} for x in seldom], reference))
+  silent = [{"step": 50, "heldout/caption_gain": 0.02}]
+  assert {one.text for one in health.examine(CONFIG, silent, reference)} >= {"not logged yet"}
+
+
 def test_what_differs_in_the_config_is_listed(reference):
   found = health.examine(CONFIG | {"optimizer.lr": 0.03, "train.seed": 7}, lines(11), reference)
   assert found[0].text == "optimizer.lr is 0.03, there 0.003"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def write(folder, reference, **times):
   for j, step in enumerate(reference.steps):
     line = {"step": step, "lr": reference.lr[j] * times.get("lr", 1), "still": 0, "skipped": 0}
     for name, (mean, _) in reference.curves.items():
-      line[name] = float(health.np.exp(mean[j])) * times.get(name, 1)
+      line[name] = math.exp(mean[j]) * times.get(name, 1)
     lines.append(line)
     if step in gains:
       lines.append({"step": step, "heldout/caption_gain": gains[step] * times.get("gain", 1)})
@@ -62,6 +63,9 @@ def test_the_command_tells_healthy_from_sick(run):
   done = doctor(run / "no")
   assert done.returncode == 1 and "Traceback" not in done.stderr
   assert "run/no has no config.json" in done.stderr
+  (run / "config.json").write_text("{")
+  with pytest.raises(ValueError, match="config.json is not JSON"):
+    checkup.run(run)
 
 
 def test_the_nearest_reference_is_taken(run, tmp_path, monkeypatch):

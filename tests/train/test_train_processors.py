@@ -37,8 +37,11 @@ def test_what_is_no_mesh_is_left_to_be_refused(told, mesh):
   assert processors.share_out(mesh, 14, 2) == 0 and not told
 
 
-def test_a_flag_of_xla_stays_in_force(told, monkeypatch):
-  monkeypatch.setenv("XLA_FLAGS", f"--{processors.SET}=8")
+@pytest.mark.parametrize(
+  ("name", "value"), [("XLA_FLAGS", f"--{processors.SET}=8"), ("JAX_NUM_CPU_DEVICES", "8")]
+)
+def test_what_was_said_before_stays_in_force(told, monkeypatch, name, value):
+  monkeypatch.setenv(name, value)
   assert processors.share_out((-1, 1, 1, 1), 14, 2) == 0 and not told
 
 

@@ -128,6 +128,17 @@ def test_a_process_that_fails_does_not_wait_for_the_others(both):
   assert both[1].wait(30) == 1 and "KeyError: 'a bug'" in both[1].stderr.read()
 
 
+def test_no_worker_outlives_a_program_that_fails():
+  """The pipes that a worker shares stay open as long as it lives."""
+  code = (
+    "import multiprocessing, time; from sora_jax.train import watch\n"
+    "multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)).start()\n"
+    "watch.leave('main: a fault', ValueError())\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+  assert done.returncode == 1 and done.stderr.endswith("main: a fault\n")
+
+
 def test_what_another_process_may_have_caused_is_told_from_what_it_has_not():
   try:
     try:

@@ -119,13 +119,13 @@ def test_default_is_17_frames_and_the_same_call_gives_the_same_bits(model):
 
 def test_packed_together_equals_alone_within_a_thousandth(model):
   prompts, sizes, frames = [PROMPT, "b", ""], [(16, 8), (8, 12), (12, 12)], [5, 1, 3]
+  before = model.sampler.programs
   together = model.generate(prompts, size=sizes, frames=frames, seed=[1, 2, 3])
   assert [v.shape for v in together] == [(5, 8, 16, 3), (1, 12, 8, 3), (3, 12, 12, 3)]
-  programs = model.sampler.programs
   for i, video in enumerate(together):
     alone = model.generate(prompts[i], size=sizes[i], frames=frames[i], seed=i + 1)
     assert np.abs(alone.astype(int) - video).max() <= 1
-  assert model.sampler.programs <= max(programs, 2)
+  assert model.sampler.programs <= before + 2  # one of several rows, one of a single row
 
 
 def test_frames_that_fill_no_latent_are_cropped_from_those_that_do(model):

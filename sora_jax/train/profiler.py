@@ -24,9 +24,7 @@ def tracer(folder: Path) -> Callable[[int], bool]:
     nonlocal first
     first = step if first is None else first
     if step == first + AFTER:
-      options = jax.profiler.ProfileOptions()
-      options.python_tracer_level = 0  # it crashes where threads run, such as the batches'
-      jax.profiler.start_trace(str(folder), profiler_options=options)
+      jax.profiler.start_trace(str(folder))
     elif step == first + AFTER + STEPS + IN_FLIGHT:
       jax.profiler.stop_trace()
       logging.info("trace of steps %d to %d in %s: xprof %s", step - STEPS - IN_FLIGHT,

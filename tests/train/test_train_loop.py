@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from toy import Toy
 
-from sora_jax.train import checkpoint, loop, metrics, profiler
+from sora_jax.train import checkpoint, loop, metrics
 from sora_jax.train.optimizer import OptimizerConfig
 
 ADAM = OptimizerConfig(lr=0.1, warmup_steps=2)
@@ -174,14 +176,28 @@ def test_a_step_moves_nothing_between_host_and_device_but_what_it_says(tmp_path,
   assert guarded == [0, 1, 2, 3]
 
 
-def test_a_trace_holds_the_steps_it_says(tmp_path, caplog):
-  """As xprof reads it: its events name the steps and the program."""
-  logging.getLogger("absl").propagate = True
-  with caplog.at_level(logging.INFO):
-    loop.run(
-      Toy(), config(steps=20, save_every=100), ADAM, tmp_path, profiler.tracer(tmp_path / "p")
-    )
-  assert "trace of steps 10 to 14" in caplog.text
+TRACED = """
+import pathlib, sys, toy
+from absl import logging
+from sora_jax.train import loop, optimizer, profiler
+logging.set_verbosity(logging.INFO)
+folder = pathlib.Path(sys.argv[1])
+config = loop.LoopConfig(steps=20, log_every=1, save_every=100)
+adam = optimizer.OptimizerConfig(lr=0.1, warmup_steps=2)
+loop.run(toy.Toy(), config, adam, folder, profiler.tracer(folder / "p"))
+"""
+
+
+def test_a_trace_holds_the_steps_it_says(tmp_path):
+  """As xprof reads it: its events name the steps and the program.
+
+  In a process of its own: where the TPU compiler is loaded, as tests of the planner load it, JAX
+  traces through it too, and a compiler without its chips brings the process down.
+  """
+  environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+  command = [sys.executable, "-c", TRACED, str(tmp_path)]
+  done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+  assert "trace of steps 10 to 14" in done.stderr
   (path,) = (tmp_path / "p").rglob("*.xplane.pb")
   trace = jax.profiler.ProfileData.from_file(str(path))
   events = [e for plane in trace.planes for line in plane.lines for e in line.events]

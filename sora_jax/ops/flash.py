@@ -14,7 +14,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from sora_jax.ops import block_attention, splash
+from sora_jax.ops import block_attention, splash, triton
 from sora_jax.ops.attention import attention
 
 LONG = 1 << 19
@@ -83,7 +83,7 @@ def forward(
   """
   return lax.platform_dependent(
     q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM,
-    tpu=splash.forward, default=block_attention.forward,
+    tpu=splash.forward, cuda=triton.forward, default=block_attention.forward,
   )  # fmt: skip
 
 
@@ -101,5 +101,5 @@ def backward(
   """
   return lax.platform_dependent(
     q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, out_RLAK, log_RLA, given_RLAK,
-    tpu=splash.backward, default=block_attention.backward,
+    tpu=splash.backward, cuda=triton.backward, default=block_attention.backward,
   )  # fmt: skip

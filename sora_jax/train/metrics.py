@@ -1,5 +1,6 @@
 """Figures of a run: sums over steps, the machine's own speed, and `metrics.jsonl`."""
 
+import functools
 import json
 import math
 import os
@@ -119,8 +120,12 @@ class Meter:
     )
 
 
+@functools.cache
 def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
-  """Returns the FLOP/s of an f32 matrix product of this size on one device: the best of a few."""
+  """Returns the FLOP/s of an f32 matrix product of this size on one device: the best of a few.
+
+  Measured once in a process.
+  """
   x = jnp.ones((size, size), jnp.float32)
   product = jax.jit(lambda a: a @ a)
   product(x).block_until_ready()

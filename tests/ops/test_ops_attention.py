@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.nn.dit import DiT
-from sora_jax.ops import block_attention, splash
+from sora_jax.ops import block_attention, splash, triton
 from sora_jax.ops.attention import attention, reference_attention
 from sora_jax.ops.block_plan import block_plan, shared_blocks
 from sora_jax.ops.flash import KEPT, LONG, attend, flash
@@ -33,6 +33,7 @@ IMPLEMENTATIONS = {
   "blocks of 8": by(block_attention, block=8),
   "one block": by(block_attention, block=128),
   "splash": by(splash, interpret=True),
+  "triton": by(triton, blocks=triton.Blocks(16, 16), interpret=True),
 }
 SELF = jnp.array(
   [[1] * 9 + [2] + [3] * 12 + [4] * 5 + [0] * 3, [1] * 30, [0] * 30, [1, 2, 3] + [0] * 27]
@@ -149,6 +150,25 @@ def test_long_rows_hold_no_square_of_scores(row_len, dense):
   compiled = jax.jit(attend).lower(x, x, x, segment, segment).compile()
   square = 4 * 2 * row_len**2
   assert (compiled.memory_analysis().temp_size_in_bytes > square / 8) == dense
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("channels", [64, 72, 128])
+def test_on_nvidia_gpus_long_rows_become_triton_kernels(dtype, channels):
+  """Lowered for a GPU, without one: three kernels, no loop of our own over blocks."""
+  x = jax.ShapeDtypeStruct((2, 1000, 2, channels), dtype)
+  segment = jax.ShapeDtypeStruct((2, 1000), jnp.int32)
+  lowered = both(attend).trace((x, x, x), (segment, segment), x).lower(lowering_platforms=("cuda",))
+  text = lowered.as_text()
+  assert text.count("__gpu$xla.gpu.triton") == 3 and "stablehlo.while" not in text
+  for name in ("forward_kernel", "query_kernel", "key_kernel"):
+    assert f'name = "{name}"' in text
+
+
+def test_kernels_read_the_blocks_that_the_plan_names():
+  shared = jnp.array([[[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]], bool)
+  first, stop = triton.bounds(shared)
+  assert first.tolist() == [[1, 0, 0]] and stop.tolist() == [[3, 0, 1]]
 
 
 def test_the_plan_of_equal_clips_is_their_diagonal():

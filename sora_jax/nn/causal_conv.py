@@ -25,8 +25,9 @@ STREAM = "stream"
 FLOAT32 = jnp.dtype("float32")
 LOWERINGS = ("auto", "native", "taps", "concat", "outputs")
 FEW = 64
-"""Output channels up to which CPUs may make the outputs of all taps at once: 17 frames of 128x128 with
-48 channels take 0.7 of the time of one tap after the other, with 16 channels 1.1, with 96 1.0."""
+"""Output channels up to which CPUs may make the outputs of all taps at once: 17 frames of
+128x128 take 0.7 of the time of one tap after the other with 48 channels, 1.1 with 16, 1.0 with
+96."""
 
 
 def conv2d(

@@ -1,11 +1,13 @@
-"""The smallest slice that each shipped config trains on, found by compiling its step for every size
-of slice from one chip on.
+"""The smallest slice that each shipped config trains on, found by compiling its step for one slice
+after the other, from one chip on.
 
   python experiments/planning/smallest.py [--only=dit:b,vae:base] [--largest]
 
 The config stays as it is but for its mesh: all chips on fsdp as far as the width allows, the rest
-on data. What was tried, and the plan of the first slice that fits, are written to results/.
---largest compiles for the slices of LARGE instead.
+on data; of an autoencoder, whose batch may be one clip, lines of a frame on context and columns on
+tensor. Memory of a chip falls with the number of chips at best, so that slices that could not fit
+by that are left out. What was tried, and the plan of the first slice that fits, are written to
+results/. --largest compiles for the slices of LARGE instead.
 """
 
 import json
@@ -38,6 +40,11 @@ def slices(chip: str) -> list[str]:
   return [f"{chip}:{shape}" for shape in (P if chip == "v5p" else E)]
 
 
+def chips_of(topology: str) -> int:
+  """Chips of a slice."""
+  return math.prod(int(n) for n in topology.split(":")[1].split("x"))
+
+
 def mesh_for(config: str, chips: int) -> str:
   """The mesh of a config on so many chips."""
   sys.path.insert(0, str(ROOT))
@@ -46,7 +53,8 @@ def mesh_for(config: str, chips: int) -> str:
   name, _, size = config.partition(":")
   c = importlib.import_module(f"configs.{name}").get_config(*([size] if size else []))
   if c.task == "vae":
-    return f"data={chips}"
+    lines = 2 ** -(-(chips.bit_length() - 1) // 2)
+    return f"data=1,context={lines},tensor={chips // lines}"
   most = [n for n in range(1, chips + 1) if chips % n == 0 and c.model.width % (8 * n) == 0][-1]
   return f"data={chips // most},fsdp={most}"
 
@@ -54,8 +62,7 @@ def mesh_for(config: str, chips: int) -> str:
 def plan(config: str, topology: str) -> dict:
   """Figures of a config's training step on a slice, or {"error": what it said}."""
   name, _, size = config.partition(":")
-  chips = math.prod(int(n) for n in topology.split(":")[1].split("x"))
-  mesh = mesh_for(config, chips)
+  mesh = mesh_for(config, chips_of(topology))
   with tempfile.TemporaryDirectory() as folder:
     out = pathlib.Path(folder) / "plan.json"
     done = subprocess.run(
@@ -74,7 +81,10 @@ def main(argv: list[str]) -> None:
   RESULTS.mkdir(exist_ok=True)
   for config in _ONLY.value or (LARGE if _LARGEST.value else CONFIGS):
     tried, names = [], [LARGE[config]] if _LARGEST.value else slices(CONFIGS[config])
+    least = 1
     for topology in names:
+      if chips_of(topology) < least:
+        continue
       found = plan(config, topology)
       needed = found.get("hbm_bytes_per_chip") or math.nan
       said = found.get("error") or ("fits" if found["fits"] else "does not fit")
@@ -82,6 +92,8 @@ def main(argv: list[str]) -> None:
       print(f"{config} on {topology}: {needed / 2**30:.2f} GiB, {said}", flush=True)
       if found.get("fits"):
         break
+      if "hbm_limit_bytes" in found:
+        least = chips_of(topology) * needed / found["hbm_limit_bytes"]
     kind = "large" if _LARGEST.value else "smallest"
     path = RESULTS / f"{kind}_{config.replace(':', '_')}.json"
     path.write_text(json.dumps({"config": config, "tried": tried, "plan": found}, indent=1) + "\n")

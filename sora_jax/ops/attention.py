@@ -5,7 +5,6 @@ Modules are handed a function of the type `Attention`. `reference_attention` is 
 hundred tokens want; long rows want `ops.block_attention`. Scores and softmax are float32.
 """
 
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -21,15 +20,6 @@ MASKED = -1e30
 
 TINY = 1e-30
 """Added nowhere, but the least total of weights that is divided by: padding then gives 0."""
-
-
-SAFE = 40.0
-"""A query whose largest score is within +-SAFE needs none lowered: exponentials and their sums stay
-far from the ends of float32 and bfloat16, and their ratios are as exact as ever."""
-
-BY_HEAD = 1 << 17
-"""Pairs of a row above which CPUs go head by head: forward and backward, on a device a core, rows
-of 540 tokens take 0.6 of the time of all heads at once, rows of 256 tokens 1.1."""
 
 
 @runtime_checkable
@@ -94,33 +84,11 @@ def products(a: Array, b: Array, over_a: int, over_b: int) -> Array:
   )
 
 
-def products_over_queries(a_RALM: Array, b_RALK: Array) -> Array:
-  """`[R, A, M, K]`. Of several heads, a's last two axes are exchanged in memory first: on CPU a
-  product over the third axis is three times slower than one over the last.
+def flipped(x_RALM: Array) -> Array:
+  """Its last two axes exchanged in memory: on CPU a product over the third axis is three times
+  slower than one over the last.
   """
-  if a_RALM.shape[:2] == (1, 1):
-    return products(a_RALM, b_RALK, 2, 2)
-  return products(fence(a_RALM.swapaxes(2, 3)), b_RALK, 3, 2)
-
-
-def on_cpu_by_head(run: Callable, length: int, keys: int) -> Callable:
-  """`run` for one row and head after the other, on CPUs and where a head's scores are many: all its
-  passes then find them in the core's own cache.
-
-  Args: run: of arrays `[R, A, ...]` and segments `[R, ...]`; gives arrays `[R, A, ...]`.
-  """
-  if length * keys <= BY_HEAD:
-    return run
-
-  def by_head(*arrays):
-    R, A = next(x.shape[:2] for x in arrays if x.ndim == 4)
-    heads = lambda x: x.reshape(R * A, 1, 1, *x.shape[2:])  # noqa: E731
-    segments = lambda x: jnp.repeat(x, A, axis=0)[:, None]  # noqa: E731
-    one = tuple(heads(x) if x.ndim == 4 else segments(x) for x in arrays)
-    out = lax.map(lambda parts: run(*parts), one)
-    return jax.tree.map(lambda x: x.reshape(R, A, *x.shape[3:]), out)
-
-  return lambda *arrays: lax.platform_dependent(*arrays, cpu=by_head, default=run)
+  return fence(x_RALM.swapaxes(2, 3))
 
 
 @jax.custom_vjp
@@ -133,67 +101,31 @@ def _attention(
 def _attention_forward(
   q_RALK: Array, k_RAMK: Array, v_RAMK: Array, segment_RL: Array, segment_RM: Array
 ) -> tuple[Array, tuple]:
-  run = on_cpu_by_head(_forward, q_RALK.shape[2], k_RAMK.shape[2])
-  made = run(q_RALK, k_RAMK, v_RAMK, segment_RL, segment_RM)
-  return made[0], (q_RALK, k_RAMK, v_RAMK, *made)
-
-
-def _attention_backward(saved: tuple, given_RALK: Array) -> tuple:
-  run = on_cpu_by_head(_backward, saved[0].shape[2], saved[1].shape[2])
-  return *run(*saved, given_RALK), None, None
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-def _forward(
-  q_RALK: Array, k_RAMK: Array, v_RAMK: Array, segment_RL: Array, segment_RM: Array
-) -> tuple[Array, Array, Array]:
-  """Output, weights before they are divided by their total, and 1 / total."""
   mask_RALM = shared_segment(segment_RL, segment_RM)[:, None]
-  score_RALM = fence(products(q_RALK, k_RAMK, 3, 3))
-  peak_RAL1 = peaks(q_RALK, k_RAMK, score_RALM, mask_RALM)
+  score_RALM = products(q_RALK, k_RAMK, 3, 3)
+  peak_RAL1 = fence(jnp.where(mask_RALM, score_RALM, MASKED).max(-1, keepdims=True))
   weight_RALM = jnp.where(mask_RALM, jnp.exp(score_RALM - peak_RAL1), 0.0)
   weight_RALM = fence(weight_RALM.astype(v_RAMK.dtype))
   total_RAL1 = weight_RALM.astype(jnp.float32).sum(-1, keepdims=True)
   share_RAL1 = fence(1 / jnp.maximum(total_RAL1, TINY))
   out_RALK = fence((products(weight_RALM, v_RAMK, 3, 2) * share_RAL1).astype(q_RALK.dtype))
-  return out_RALK, weight_RALM, share_RAL1
+  return out_RALK, (q_RALK, k_RAMK, v_RAMK, weight_RALM, share_RAL1, out_RALK)
 
 
-def peaks(q_RALK: Array, k_RAMK: Array, score_RALM: Array, mask_RALM: Array) -> Array:
-  """What each query's scores are lowered by before their exponential, `[R, A, L, 1]`: the largest
-  of them, or 0 if that is within `SAFE`.
-
-  CPUs do not look for it where no score of the call can be beyond: q k is at most |q| |k|, and
-  heads that are normed have |q| |k| / sqrt(K) = sqrt(K) times their gains.
-  """
-
-  def largest(score_RALM):
-    largest_RAL1 = jnp.where(mask_RALM, score_RALM, MASKED).max(-1, keepdims=True)
-    return jnp.where(jnp.abs(largest_RAL1) < SAFE, 0.0, largest_RAL1)
-
-  def bounded(score_RALM):
-    longest = [jnp.square(x.astype(jnp.float32)).sum(-1).max() for x in (q_RALK, k_RAMK)]
-    safe = longest[0] * longest[1] < (0.99 * SAFE) ** 2
-    nothing = lambda score: jnp.zeros((*score.shape[:3], 1), score.dtype)  # noqa: E731
-    return lax.cond(safe, nothing, largest, score_RALM)
-
-  return fence(lax.platform_dependent(score_RALM, cpu=bounded, default=largest))
-
-
-def _backward(
-  q_RALK: Array, k_RAMK: Array, v_RAMK: Array, out_RALK: Array, weight_RALM: Array,
-  share_RAL1: Array, given_RALK: Array,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+def _attention_backward(saved: tuple, given_RALK: Array) -> tuple:
+  q_RALK, k_RAMK, v_RAMK, weight_RALM, share_RAL1, out_RALK = saved
   given_RALK = given_RALK.astype(jnp.float32) * share_RAL1
   along_RAL1 = fence((given_RALK * out_RALK).sum(-1, keepdims=True))
   given_RALK = fence(given_RALK.astype(v_RAMK.dtype))
-  to_v_RAMK = products_over_queries(weight_RALM, given_RALK)
+  to_v_RAMK = products(flipped(weight_RALM), given_RALK, 3, 2)
   to_weight_RALM = products(given_RALK, v_RAMK, 3, 3)
   to_score_RALM = fence((weight_RALM * (to_weight_RALM - along_RAL1)).astype(q_RALK.dtype))
   to_q_RALK = products(to_score_RALM, k_RAMK, 3, 2)
-  to_k_RAMK = products_over_queries(to_score_RALM, q_RALK)
+  to_k_RAMK = products(flipped(to_score_RALM), q_RALK, 3, 2)
   return (
-    to_q_RALK.astype(q_RALK.dtype), to_k_RAMK.astype(k_RAMK.dtype), to_v_RAMK.astype(v_RAMK.dtype)
+    to_q_RALK.astype(q_RALK.dtype), to_k_RAMK.astype(k_RAMK.dtype),
+    to_v_RAMK.astype(v_RAMK.dtype), None, None,
   )  # fmt: skip
+
+
+_attention.defvjp(_attention_forward, _attention_backward)

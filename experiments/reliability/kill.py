@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+import jax
 import orbax.checkpoint as ocp
 from absl import app, flags
 
@@ -48,9 +49,10 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
   """SHA-256 of every array of the newest checkpoint, by name."""
   with ocp.CheckpointManager(folder.absolute(), item_names=("state", "data", "notes")) as manager:
     step = manager.latest_step()
-    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))[
-      "state"
-    ]
+    # The run may have had more devices than this process.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(fallback_sharding=here))
+    state = manager.restore(step, args=args)["state"]
   flat = {}
 
   def visit(name: str, value) -> None:

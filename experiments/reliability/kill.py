@@ -114,6 +114,18 @@ def training_began(workdir: pathlib.Path, process: subprocess.Popen) -> None:
     time.sleep(0.02)
 
 
+def seconds_of_training(workdir: pathlib.Path, process: subprocess.Popen) -> float:
+  """Waits for the end; seconds from now to the figures of the last step, which others follow."""
+  first = last = time.monotonic()
+  steps = 0
+  while process.poll() is None:
+    time.sleep(0.05)
+    now = sum("loss" in line for line in metrics.read(workdir / "metrics.jsonl"))
+    if now > steps:
+      steps, last = now, time.monotonic()
+  return last - first
+
+
 def check(
   command: Sequence[str], folder: pathlib.Path, rounds: int, seed: int, data: bool = True
 ) -> list[dict]:
@@ -128,9 +140,9 @@ def check(
   whole = folder / "whole"
   began = start(command, whole)
   training_began(whole, began)
-  first = time.monotonic()
+  seconds = seconds_of_training(whole, began)
   finish(began, whole)
-  seconds, want, rng = time.monotonic() - first, Outcome(whole), random.Random(seed)
+  want, rng = Outcome(whole), random.Random(seed)
   told = []
   for number in range(rounds):
     workdir = folder / f"round{number}"

@@ -7,7 +7,7 @@ The config stays as it is but for its mesh: all chips on fsdp as far as the widt
 on data; of an autoencoder, whose batch may be one clip, lines of a frame on context and columns on
 tensor. Memory of a chip falls with the number of chips at best, so that slices that could not fit
 by that are left out. What was tried, and the plan of the first slice that fits, are written to
-results/. --largest compiles for the slices of LARGE instead.
+results/. --largest compiles for the slices of LARGE instead, on the config's own mesh.
 """
 
 import json
@@ -59,10 +59,12 @@ def mesh_for(config: str, chips: int) -> str:
   return f"data={chips // most},fsdp={most}"
 
 
-def plan(config: str, topology: str) -> dict:
-  """Figures of a config's training step on a slice, or {"error": what it said}."""
+def plan(config: str, topology: str, mesh: str = "") -> dict:
+  """Figures of a config's training step on a slice, or {"error": what it said}.
+
+  mesh: "" is the config's own.
+  """
   name, _, size = config.partition(":")
-  mesh = mesh_for(config, chips_of(topology))
   with tempfile.TemporaryDirectory() as folder:
     out = pathlib.Path(folder) / "plan.json"
     done = subprocess.run(
@@ -85,7 +87,8 @@ def main(argv: list[str]) -> None:
     for topology in names:
       if chips_of(topology) < least:
         continue
-      found = plan(config, topology)
+      own = "" if _LARGEST.value else mesh_for(config, chips_of(topology))
+      found = plan(config, topology, own)
       needed = found.get("hbm_bytes_per_chip") or math.nan
       said = found.get("error") or ("fits" if found["fits"] else "does not fit")
       tried.append({"topology": topology, "hbm_bytes_per_chip": needed, "said": said})

@@ -25,9 +25,9 @@ STREAM = "stream"
 FLOAT32 = jnp.dtype("float32")
 LOWERINGS = ("auto", "native", "taps", "concat", "outputs")
 FEW = 64
-"""Output channels up to which CPUs may make the outputs of all taps at once: 17 frames of
-128x128 take 0.7 of the time of one tap after the other with 48 channels, 1.1 with 16, 1.0 with
-96."""
+"""Output channels up to which CPUs make all taps' outputs at once, of more input channels or
+of 48 or more: 17 frames of 128x128 take 0.7 of the time of one tap after the other with 48
+channels, 1.1 with 16, 1.0 with 96."""
 
 
 def conv2d(

@@ -2,9 +2,8 @@
 
 XLA's own cost analysis counts a loop's body once and a custom kernel hardly at all. Products of
 matrices are counted where they stand, fused or not; on TPUs they are convolutions, whose positions
-outside the input are left out, as XLA does. What a backward pass computes a second time is known by
-the scope that `jax.checkpoint` leaves in the names of operations. Kernels are listed, not counted:
-what they cost depends on the data.
+outside the input are left out, as XLA does. What a backward pass computes a second time is kept
+apart (`origin`). Kernels are listed, not counted: what they cost depends on the data.
 """
 
 import collections
@@ -15,9 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sora_jax.planning import origin
 from sora_jax.planning.hlo import Instruction, Program, Shape
 
-RECOMPUTED = "rematted_computation"
 KERNEL = "tpu_custom_call"
 """Target of a call of a kernel written in Pallas."""
 SCATTERS = "all-reduce-scatter"
@@ -73,7 +72,7 @@ def walk(program: Program, mesh: Sequence[tuple[str, int]] = ()) -> tuple[Costs,
       collective spans.
   """
   costs = Costs()
-  _visit(program, program.entry, 1.0, True, costs)
+  _visit(program, program.entry, 1.0, costs)
   total = collections.defaultdict(lambda: [0.0, 0.0])
   for (kind, groups, size), times in costs.exchanges.items():
     axes, group = span(groups, mesh)
@@ -84,14 +83,17 @@ def walk(program: Program, mesh: Sequence[tuple[str, int]] = ()) -> tuple[Costs,
   return costs, sorted(found, key=lambda c: -c.bytes)
 
 
-def _visit(program: Program, name: str, times: float, top: bool, costs: Costs) -> None:
-  """Adds `times` runs of a computation. top: its results lie in memory, it is no fusion's body."""
+def _visit(
+  program: Program, name: str, times: float, costs: Costs, callers: origin.Callers = ()
+) -> None:
+  """Adds `times` runs of a computation. callers: of a fusion's body, whose results do not lie in
+  memory."""
   body = program.computations[name]
   for i in body.values():
     kind = i.kind.removesuffix("-start")
     if kind in ("dot", "convolution"):
       flops = times * (dot_flops(i, body) if kind == "dot" else convolution_flops(i, body))
-      if RECOMPUTED in i.source:
+      if origin.is_repeated(program, i, body, callers):
         costs.recomputed_flops += flops
       else:
         costs.dot_flops += flops
@@ -101,13 +103,14 @@ def _visit(program: Program, name: str, times: float, top: bool, costs: Costs) -
       costs.exchanges[kind, _groups(i), _exchanged(i, body)] += times
     elif i.kind == "custom-call" and KERNEL in i.attributes:
       given = tuple(s for operand in i.operands if operand in body for s in body[operand].shapes)
-      costs.kernels[re.sub(r"\.\d+$", "", i.name), given, RECOMPUTED in i.source] += times
-    if top and i.kind not in FREE and not i.kind.endswith("-done"):
+      costs.kernels[re.sub(r"\.\d+$", "", i.name), given, origin.REPEATED in i.source] += times
+    if not callers and i.kind not in FREE and not i.kind.endswith("-done"):
       costs.hbm_bytes += times * moved_bytes(i, body, program)
     trips = trip_count(i, body, program) if i.kind == "while" else 1
     for called in i.called:
       if called in program.computations:
-        _visit(program, called, times * trips, top and i.kind in FREE, costs)
+        inside = () if i.kind in FREE and not callers else (*callers, (body, i))
+        _visit(program, called, times * trips, costs, inside)
 
 
 def dot_flops(i: Instruction, body: dict[str, Instruction]) -> float:
@@ -164,16 +167,38 @@ def _window(i: Instruction) -> list[tuple[list | None, object]]:
 
 
 def trip_count(i: Instruction, body: dict[str, Instruction], program: Program) -> int:
-  """Trips of a loop that counts up to a constant; 1 for one whose end depends on data."""
+  """Trips of a loop that counts up to a constant; 1 for one whose end depends on data.
+
+  The compiler's own loops, which weave exchanges into products, may count in twos.
+  """
   known = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', i.attributes)
   if known:
     return int(known.group(1))
   condition = program.computations[i.attribute("condition").lstrip("%")]
   root = next(c for c in condition.values() if c.is_root)
-  limits = [condition[o] for o in root.operands if condition[o].kind == "constant"]
+  limits = _constants(root, condition)
   if root.kind != "compare" or not limits or "direction=LT" not in root.attributes:
     return 1
-  return max(int(limits[0].operands[0]), 0)
+  counter = next((condition[o] for o in root.operands if o in condition), root)
+  index = int(counter.attribute("index") or 0)
+  start = _constants(_part(body.get(i.operands[0]), index, body), body) or [0]
+  inside = program.computations[i.attribute("body").lstrip("%")]
+  end = _part(next(c for c in inside.values() if c.is_root), index, inside)
+  step = _constants(end, inside) if end is not None and end.kind == "add" else []
+  return max(-(-(limits[0] - start[0]) // (step or [1])[0]), 0)
+
+
+def _part(i: Instruction | None, index: int, body: dict[str, Instruction]) -> Instruction | None:
+  """What stands at an index of a tuple; None if that is not to be seen."""
+  if i is None or i.kind != "tuple" or index >= len(i.operands):
+    return None
+  return body.get(i.operands[index])
+
+
+def _constants(i: Instruction | None, body: dict[str, Instruction]) -> list[int]:
+  """Values of an instruction if it is a constant, or of its operands that are."""
+  near = [] if i is None else [i, *(body[name] for name in i.operands if name in body)]
+  return [int(j.operands[0]) for j in near if j.kind == "constant"]
 
 
 def moved_bytes(i: Instruction, body: dict[str, Instruction], program: Program) -> float:

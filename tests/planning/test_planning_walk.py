@@ -66,6 +66,83 @@ def test_loops_are_multiplied_and_what_is_computed_twice_is_kept_apart():
   assert (name, again, times) == ("splash_mha_fwd", False, 34)
 
 
+NAMED = "jit(step)/transpose(jvp(M))/checkpoint/"
+WOVEN = """HloModule jit_step
+
+%product (p0: bf16[32,8], p1: bf16[8,16]) -> (bf16[32,16], bf16[8,16]) {
+  %p0 = bf16[32,8]{1,0} parameter(0)
+  %p1 = bf16[8,16]{1,0} parameter(1)
+  %conv = bf16[32,16]{1,0} convolution(%p0, %p1), dim_labels=bf_io->bf
+  ROOT %both = (bf16[32,16]{1,0}, bf16[8,16]{1,0}) tuple(%conv, %p1)
+}
+
+%made (p: bf16[32,8]) -> bf16[32,8] {
+  %p = bf16[32,8]{1,0} parameter(0)
+  ROOT %norm = bf16[32,8]{1,0} multiply(%p, %p), metadata={op_name="NAMED"}
+}
+
+ENTRY %main (a: bf16[32,8], w: bf16[8,16]) -> bf16[32,16] {
+  %a = bf16[32,8]{1,0} parameter(0)
+  %w = bf16[8,16]{1,0} parameter(1)
+  %x = bf16[32,8]{1,0} fusion(%a), kind=kLoop, calls=%made
+  %w.1 = bf16[8,16]{1,0} copy(%w), metadata={op_name="jit(step)/transpose(jvp(M))/slice"}
+  %y = (bf16[32,16]{1,0}, bf16[8,16]{1,0}) fusion(%x, %w.1), kind=kOutput, calls=%product
+  %y.0 = bf16[32,16]{1,0} get-tuple-element(%y), index=0
+  %y.1 = bf16[8,16]{1,0} get-tuple-element(%y), index=1
+  ROOT %z = bf16[32,16]{1,0} dot(%y.0, %y.1), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+"""
+
+
+@pytest.mark.parametrize(
+  "name, repeated",
+  [
+    ("jit(step)/jvp(M)/norm/mul", False), (f"{NAMED}rematted_computation/norm/mul", True),
+    (f"{NAMED}up/mul", False),
+  ],
+)  # fmt: skip
+def test_a_product_without_a_name_is_known_by_what_it_takes_in(name, repeated):
+  """A second product takes in what the first has made: it is what the first is."""
+  costs, _ = walk.walk(hlo.parse(WOVEN.replace("NAMED", name)))
+  first, second = 2 * 32 * 8 * 16, 2 * 32 * 16 * 16
+  assert costs.recomputed_flops == (first + second if repeated else 0)
+  assert costs.dot_flops == (0 if repeated else first + second)
+
+
+@pytest.mark.parametrize(
+  "start, limit, step, trips", [(0, 4, 2, 2), (0, 5, 2, 3), (3, 9, 1, 6), (9, 3, 1, 0)]
+)
+def test_loops_may_count_in_twos_and_from_anywhere(start, limit, step, trips):
+  text = f"""HloModule m
+
+%body (s: (f32[8,8], u32[])) -> (f32[8,8], u32[]) {{
+  %s = (f32[8,8]{{1,0}}, u32[]) parameter(0)
+  %x = f32[8,8]{{1,0}} get-tuple-element(%s), index=0
+  %i = u32[] get-tuple-element(%s), index=1
+  %by = u32[] constant({step})
+  %next = u32[] add(%i, %by)
+  %y = f32[8,8]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %out = (f32[8,8]{{1,0}}, u32[]) tuple(%y, %next)
+}}
+
+%cond (s: (f32[8,8], u32[])) -> pred[] {{
+  %s = (f32[8,8]{{1,0}}, u32[]) parameter(0)
+  %i = u32[] get-tuple-element(%s), index=1
+  %limit = u32[] constant({limit})
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}}
+
+ENTRY %main (a: f32[8,8]) -> (f32[8,8], u32[]) {{
+  %a = f32[8,8]{{1,0}} parameter(0)
+  %zero = u32[] constant({start})
+  %t = (f32[8,8]{{1,0}}, u32[]) tuple(%a, %zero)
+  ROOT %loop = (f32[8,8]{{1,0}}, u32[]) while(%t), condition=%cond, body=%body
+}}
+"""
+  costs, _ = walk.walk(hlo.parse(text))
+  assert costs.dot_flops == trips * 2 * 8 * 8 * 8
+
+
 def test_exchanges_have_their_axes_bytes_and_kind():
   _, found = walk.walk(hlo.parse(TEXT), MESH)
   gather, scatter = found

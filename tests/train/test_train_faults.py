@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -45,6 +46,42 @@ def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(tmp_path):
   for one in told:
     assert one["losses"] and one["arrays"] and one["steps"] == 20, one
   assert any(one["done"].startswith("killed") for one in told), told
+
+
+def on_devices(workdir, mesh, *flags):
+  """Starts the toy on as many devices as its mesh needs, which its process pretends to have."""
+  count = f"--xla_force_host_platform_device_count={math.prod(map(int, mesh.split(',')))}"
+  return subprocess.Popen(
+    [*TOY, "--steps=20", f"--workdir={workdir}", f"--mesh={mesh}", *flags],
+    env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}"},
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def ended_well(processes):
+  said = [process.communicate()[1] for process in processes]
+  assert [process.returncode for process in processes] == [0] * len(processes), said
+
+
+def test_a_run_moves_to_other_devices_and_meshes(tmp_path):
+  """From eight devices to others: losses differ by what rounding becomes in 20 steps."""
+  first = [on_devices(tmp_path / "whole", "1,1,1,1"),
+           on_devices(tmp_path / "moved", "2,2,2,1", "--stop=7")]  # fmt: skip
+  ended_well(first)
+  meshes = ("8,1,1,1", "1,2,1,2", "1,1,2,1", "1,1,1,1")
+  for mesh in meshes:
+    shutil.copytree(tmp_path / "moved", tmp_path / mesh)
+  ended_well([on_devices(tmp_path / mesh, mesh) for mesh in meshes])
+
+  def losses(folder):
+    lines = metrics.read(tmp_path / folder / "metrics.jsonl")
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+  whole, began = losses("whole"), losses("moved")
+  assert sorted(whole) == list(range(1, 21)) and sorted(began) == list(range(1, 8))
+  for mesh in meshes:
+    assert losses(mesh) == pytest.approx(whole, rel=1e-3)
+    assert {step: losses(mesh)[step] for step in began} == began
 
 
 @given(word=st.integers(0, 11), bit=st.integers(0, 31), dtype=st.sampled_from("fiHBe?"))

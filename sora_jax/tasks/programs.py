@@ -119,7 +119,7 @@ def load_of(config: Mapping, task: TextToVideo, sample: int = 32) -> Load:
   cost, scale = task.cost(batch), c.rows / sample
   sizes = c.row_len, c.text_row_len, c.max_slots
   dots = costs.product_flops(task.matrix_sizes, dit, task.text.config, *sizes).training
-  dots += costs.slot_sums(dit, c.row_len, c.max_slots)
+  dots += costs.slot_products(dit, c.row_len, c.max_slots)
   near, far = shared(batch)
   return Load(cost.tokens * scale, cost.flops * scale, dots * c.rows, near, far)
 

@@ -90,11 +90,13 @@ def sampling_load(task: TextToVideo, batch: dict, method: Method) -> Load:
   (R, L), M = batch["segment"].shape, batch["text"].shape[1]
   evaluations, texts = method.steps * method.branches, min(method.branches, 2)
   real = costs.real_flops(sizes, dit, text, batch)
-  dots = costs.product_flops(sizes, dit, text, L, M, batch["grid"].shape[1])
+  slots = batch["grid"].shape[1]
+  dots = costs.product_flops(sizes, dit, text, L, M, slots)
+  once = dots.dit + costs.slot_products(dit, L, slots, training=False)
   near, far = programs.shared(batch)
   return Load(
     float((batch["segment"] > 0).sum()), evaluations * real.dit + texts * real.encoder,
-    R * (evaluations * dots.dit + texts * dots.encoder), near, far,
+    R * (evaluations * once + texts * dots.encoder), near, far,
   )  # fmt: skip
 
 

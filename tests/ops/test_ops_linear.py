@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sora_jax.ops import modulation
 from sora_jax.ops.linear import flat_outer, linear, outer, settle
 from sora_jax.ops.modulation import adaptive_norm, gated_sum
 
@@ -60,6 +61,27 @@ def test_adaptive_norm(key):
     return normed * (1 + token(scale)) + token(shift)
 
   agree(lambda *a: adaptive_norm(*a, SLOT), plain, x, shift, scale)
+
+
+def test_reading_by_a_product_is_reading_but_for_the_tables_rounding(key):
+  table = jax.random.normal(key, (2, 4, 8))
+  np.testing.assert_array_equal(
+    modulation.picked(table, SLOT), token(table.astype(jnp.bfloat16)).astype(jnp.float32)
+  )
+
+
+@pytest.mark.parametrize("dtype, products", [("bfloat16", 3), ("float32", 0)])
+def test_tpus_read_tables_by_products_where_activations_are_bfloat16(dtype, products):
+  x, table = jnp.zeros((2, 6, 8), dtype), jnp.zeros((2, 4, 8))
+
+  def both(x, table):
+    return gated_sum(x, adaptive_norm(x, table, table, SLOT).astype(dtype), table, SLOT)
+
+  def count(platform):
+    traced = jax.jit(both).trace(x, table)
+    return traced.lower(lowering_platforms=(platform,)).as_text().count("dot_general")
+
+  assert count("tpu") == products and count("cpu") == count("cuda") == 0
 
 
 def test_gated_sum(key):

@@ -71,6 +71,8 @@ def train(config: Mapping, mesh: Mesh) -> Program:
   step = step_lib.make_step(task.loss, optimizer, config["train"]["accumulate"], axes, mesh, placed)
   batch = video_shapes(task) if isinstance(task, VaeTask) else row_shapes(task)
   load = video_load(task, batch) if isinstance(task, VaeTask) else load_of(config, task)
+  own = optimizer_lib.product_flops(optimizer, shapes.params, axes)
+  load = load._replace(dots=load.dots + own)
   names = task.batch_axes()
   lie = {name: NamedSharding(mesh, sharding.spec(*names.get(name, ("row",)))) for name in batch}
   return Program(step, (state, placed_shapes(batch, lie)), count(shapes.params), load)

@@ -6,6 +6,8 @@ and it lives in the state instead of in the compiled program.
 """
 
 import dataclasses
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -78,6 +80,8 @@ def learning_rate(
 
 LAYER_AXES = ("layers", "qkv", "modulation")
 """Logical axes that count matrices instead of being part of one."""
+NEWTON_SCHULZ = 5
+"""Iterations by which Muon makes a matrix nearly orthogonal."""
 TABLES = ("bias", "scale", "embedding", "classes", "modulation")
 """Names of parameters that are no matrices, however many axes they have."""
 
@@ -113,6 +117,33 @@ def make(config: OptimizerConfig, axes: Any = None) -> optax.GradientTransformat
   return skip_spikes(inner, config.skip_spikes) if config.skip_spikes else inner
 
 
+def product_flops(config: OptimizerConfig, params: Any, axes: Any = None) -> float:
+  """FLOPs of a step's matrix products: none of AdamW's, five Newton-Schulz iterations of Muon's,
+  X X^T, its square, and their sum times X, with X's shorter side first (Jordan et al. 2024)."""
+  if config.name != "muon":
+    return 0.0
+  costs = []
+
+  def count(numbers, leaf):
+    sides = [math.prod(leaf.shape[axis] for axis in part) for part in numbers or ()]
+    if sides:
+      short, long = sorted(sides)
+      products = 2 * short**2 * long + short**3
+      costs.append(2.0 * NEWTON_SCHULZ * products * (leaf.size // (short * long)))
+
+  is_numbers = lambda x: x is None or isinstance(x, contrib.MuonDimensionNumbers)  # noqa: E731
+  jax.tree.map(count, _dimensions(axes, params), params, is_leaf=is_numbers)
+  return sum(costs)
+
+
+def _dimensions(axes: Any, params: Any) -> Any:
+  """`matrix_axes` of every parameter."""
+  trees = (params,) if axes is None else (params, axes)
+  return jax.tree_util.tree_map_with_path(
+    matrix_axes, *trees, is_leaf=lambda x: isinstance(x, tuple)
+  )
+
+
 def _clipped(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
   parts = []
   if config.adaptive_clip:
@@ -125,13 +156,6 @@ def _clipped(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation
     )
     return optax.chain(*parts)
 
-  def dimensions(params):
-    if axes is None:
-      return jax.tree_util.tree_map_with_path(matrix_axes, params)
-    return jax.tree_util.tree_map_with_path(
-      matrix_axes, params, axes, is_leaf=lambda x: isinstance(x, tuple)
-    )
-
   parts.append(
     contrib.muon(
       config.matrix_lr_ratio,
@@ -141,7 +165,8 @@ def _clipped(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation
       adam_b2=config.b2,
       adam_weight_decay=config.weight_decay,
       adam_learning_rate=1.0,
-      muon_weight_dimension_numbers=dimensions,
+      ns_steps=NEWTON_SCHULZ,
+      muon_weight_dimension_numbers=functools.partial(_dimensions, axes),
     )
   )
   return optax.chain(*parts)

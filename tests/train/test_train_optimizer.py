@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from sora_jax.planning import hlo, walk
 from sora_jax.train import optimizer as lib
 from sora_jax.train.optimizer import OptimizerConfig
 
@@ -109,6 +110,24 @@ def test_muon_on_stacked_layers_equals_muon_on_each():
     one = {"kernel": jnp.asarray(layers[i])}
     alone, _ = single.update(one, single.init(one), one)
     np.testing.assert_allclose(together["kernel"][i], alone["kernel"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, axes", [("muon", True), ("muon", False), ("adamw", True)])
+def test_products_of_a_step_are_counted(name, axes):
+  params = {
+    "mlp": {"kernel": jnp.zeros((3, 4, 6)), "bias": jnp.zeros((3, 6))},
+    "out": {"kernel": jnp.zeros((5, 2, 8))},
+  }
+  names = {
+    "mlp": {"kernel": ("layers", "width", "mlp"), "bias": ("layers", "mlp")},
+    "out": {"kernel": ("heads", "head_size", "width")},
+  }
+  config, names = OptimizerConfig(name=name), names if axes else None
+  transform = lib.make(config, names)
+  compiled = jax.jit(transform.update).lower(params, transform.init(params), params).compile()
+  costs, _ = walk.walk(hlo.parse(compiled.as_text()))
+  assert costs.dot_flops == lib.product_flops(config, params, names)
+  assert (costs.dot_flops > 0) == (name == "muon")
 
 
 def test_adaptive_clip_stops_a_spike_and_does_not_learn_from_it():

@@ -24,9 +24,12 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 E = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 P = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 CONFIGS = {
-  "tiny": "v5e", "tiny_clips": "v5e", "shipped:tasks": "v5e", "vae:nano": "v5e", "vae:tiny": "v5e",
-  "vae:base": "v5e", "vae:xl": "v5e", "dit:tiny": "v5e", "dit:small": "v5e", "dit:s": "v5e",
-  "dit:b": "v5e", "dit:l": "v5e", "dit:xl": "v5e", "dit:3b": "v5p", "dit:10b": "v5p",
+  "tiny": "v5e", "tiny_clips": "v5e",
+  **{f"shipped:{leg}": "v5e" for leg in ("plain", "aspects", "large", "prompted", "tasks", "focus",
+                                         "mixed", "polish")},
+  **{f"vae:{size}": "v5e" for size in ("nano", "tiny", "tiny_second", "base", "xl")},
+  **{f"dit:{size}": "v5e" for size in ("tiny", "small", "s", "b", "l", "xl")},
+  "dit:3b": "v5p", "dit:10b": "v5p",
 }  # fmt: skip
 """Configs and the kind of chip that they are planned on."""
 LARGE = {"dit:b": "v6e:2x4", "dit:xl": "v5e:16x16", "dit:3b": "v5p:4x4x8", "dit:10b": "v5p:8x8x8"}

@@ -3,6 +3,8 @@
   python experiments/reliability/reference.py --steps=600 --seeds=3
   python experiments/reliability/reference.py --steps=300 --plant=lr
 
+  python experiments/reliability/reference.py --name=vae:tiny --steps=200 --of=1000
+
 The first trains the main job's config (or that of --name) with several seeds, without a time
 budget, and writes configs/references/NAME.json. The second trains it with a fault: a learning rate
 ten times too high, a layer whose updates are lost, captions dealt out anew among the clips, or none
@@ -31,7 +33,7 @@ EVERY = 25
 LAYER = ("mlp", "up")
 """Part of the path of what "frozen" freezes, in block 2."""
 
-_NAME = flags.DEFINE_string("name", "tiny", "A file of configs/.")
+_NAME = flags.DEFINE_string("name", "tiny", "A file of configs/, with a size: vae:tiny.")
 _STEPS = flags.DEFINE_integer("steps", 600, "Steps after which a run is stopped.")
 _OF = flags.DEFINE_integer("of", 900, "Length of the schedule: about what a run takes.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Healthy runs.")
@@ -41,17 +43,23 @@ _PLANT = flags.DEFINE_enum(
 _FOLDER = flags.DEFINE_string("folder", "runs/reference", "Where the runs are.")
 
 
+def config():
+  """The config of --name."""
+  name, _, size = _NAME.value.partition(":")
+  return importlib.import_module(f"configs.{name}").get_config(*([size] if size else []))
+
+
 def train(workdir: pathlib.Path, seed: int, **changes) -> None:
   """Trains the config for --steps of a schedule of --of steps; goes on with what is there."""
-  c = importlib.import_module(f"configs.{_NAME.value}").get_config()
+  c = config()
   c.train.update({"minutes": 0.0, "steps": _OF.value, "seed": seed, "log_every": 5,
                   "eval_every": 100, "save_every": 100})  # fmt: skip
   c.update_from_flattened_dict(changes)
   stop = main.loop.run
 
-  def stopped(task, config, optimizer, folder, never):
+  def stopped(task, loop_config, optimizer, folder, never):
     del never
-    return stop(task, config, optimizer, folder, lambda step: step >= _STEPS.value)
+    return stop(task, loop_config, optimizer, folder, lambda step: step >= _STEPS.value)
 
   main.loop.run = stopped
   try:
@@ -63,15 +71,15 @@ def train(workdir: pathlib.Path, seed: int, **changes) -> None:
 def plant(fault: str) -> dict:
   """Puts a fault in; returns changes to the config."""
   if fault == "lr":
-    return {"optimizer.lr": 10 * importlib.import_module("configs.tiny").get_config().optimizer.lr}
+    return {"optimizer.lr": 10 * config().optimizer.lr}
   if fault == "frozen":
     make = optimizer_lib.make
 
     def lose(path, update):
       return update.at[2].set(0) if named(path, LAYER) else update
 
-    def lossy(config, axes=None):
-      inner = make(config, axes)
+    def lossy(given, axes=None):
+      inner = make(given, axes)
 
       def update(grads, state, params=None):
         updates, state = inner.update(grads, state, params)
@@ -83,8 +91,8 @@ def plant(fault: str) -> dict:
   if fault == "captions":
     rows = text_to_video.TextToVideo._rows
 
-    def dealt(self, source, config):
-      return rows(self, Dealt(source) if source is self.sources.train else source, config)
+    def dealt(self, source, given):
+      return rows(self, Dealt(source) if source is self.sources.train else source, given)
 
     text_to_video.TextToVideo._rows = dealt
   return {}
@@ -119,9 +127,9 @@ def main_(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.INFO)
   sys.path.insert(0, str(ROOT))
-  c = importlib.import_module(f"configs.{_NAME.value}").get_config()
+  c = config()
   host_memory.keep_freed_memory(main.HEAP)
-  processors.share_out(c.train.mesh, c.data.rows)
+  processors.share_out(c.train.mesh, c.data.rows if c.task != "vae" else 1)
   folder = pathlib.Path(_FOLDER.value)
   data = folder / "seed0" / "data"
   if _PLANT.value:
@@ -140,10 +148,10 @@ def main_(argv: list[str]) -> None:
       shutil.copytree(data, workdir / "data")
     train(workdir, seed)
   workdirs = [folder / f"seed{seed}" for seed in range(_SEEDS.value)]
-  config = checkpoint.flatten(json.loads((workdirs[0] / "config.json").read_text()))
+  trained = checkpoint.flatten(json.loads((workdirs[0] / "config.json").read_text()))
   runs = [metrics.read(workdir / "metrics.jsonl") for workdir in workdirs]
-  made = health.make_reference(config, runs, EVERY)
-  path = checkup.REFERENCES / f"{_NAME.value}.json"
+  made = health.make_reference(trained, runs, EVERY)
+  path = checkup.REFERENCES / f"{_NAME.value.replace(':', '_')}.json"
   path.parent.mkdir(exist_ok=True)
   path.write_text(json.dumps(dataclasses.asdict(made)) + "\n")
   print(json.dumps({"to": str(path.relative_to(ROOT)), "runs": made.runs, "steps": made.steps[-1]}))

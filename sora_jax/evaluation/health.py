@@ -19,6 +19,9 @@ LEAST = {"loss": 0.03, "grad_norm": 0.25}
 """The least that a deviation of log values counts for: three runs may agree by chance."""
 GAIN = 0.4
 """Share of the reference's gain from captions below which they are not being read."""
+PARTS, RISE = 8, 1.2
+"""Parts of a run whose mean losses are compared without a reference, and how far the last may lie
+above the best: training with noise never falls evenly."""
 FREE = ("train.log_every", "train.eval_every", "train.save_every", "train.keep", "train.steps",
         "train.minutes", "train.prefetch", "train.seed", "train.mesh", "train.context",
         "data.workers", "data.processes", "data.folder", "evaluation.")  # fmt: skip
@@ -39,7 +42,8 @@ class Reference:
 
   Attributes: config: flattened.  steps: at which curves are given.  curves: by name ("loss",
     "grad_norm"), (mean, deviation) of the logarithm over runs at each of `steps`.  lr: at each.
-    gains: (step, mean gain from captions) of each evaluation.  runs: how many.
+    gains: (step, mean gain from captions) of each evaluation; none where there are no captions.
+    runs: how many.
   """
 
   config: Mapping[str, object]
@@ -71,8 +75,8 @@ def make_reference(config: Mapping, runs: Sequence[Sequence[Mapping]], every: in
     values_NJ = np.array([curve(lines, name, steps, every) for lines in runs])
     curves[name] = np.stack([values_NJ.mean(0), values_NJ.std(0, ddof=1)]).round(5).tolist()
   lr = np.exp(np.mean([curve(lines, "lr", steps, every) for lines in runs], 0))
-  points = [gains(lines) for lines in runs]
-  mean = [[at, float(np.mean([dict(p)[at] for p in points]))] for at, _ in points[0]]
+  points = [dict(gains(lines)) for lines in runs]
+  mean = [[at, float(np.mean([p[at] for p in points]))] for at in points[0]]
   return Reference(config, steps, curves, lr.round(8).tolist(), mean, len(runs))
 
 
@@ -104,8 +108,26 @@ def examine(config: Mapping, lines: Sequence[Mapping], reference: Reference) -> 
   every = reference.steps[0]
   findings = [same_config(config, reference), learning_rate(lines, reference, steps, every)]
   findings += [near(name, lines, reference, steps, every) for name in LEAST]
-  findings += [learns(lines), reads_captions(lines, reference), skips(lines)]
-  return findings
+  findings += [reads_captions(lines, reference)] if reference.gains else []
+  return [*findings, learns(lines), skips(lines)]
+
+
+def examine_alone(lines: Sequence[Mapping]) -> list[Finding]:
+  """What a run's own figures say where there is no reference for it.
+
+  Raises: ValueError if there are none yet.
+  """
+  losses = [line["loss"] for line in lines if "loss" in line]
+  if not losses:
+    raise ValueError("the run has logged no loss yet")
+  parts = [float(np.mean(part)) for part in np.array_split(losses, PARTS) if len(part)]
+  text = f"{parts[-1]:.4g} at the end, {min(parts):.4g} at its best"
+  findings = [Finding("loss", parts[-1] < RISE * min(parts), text)]
+  if gains(lines):
+    at, gain = gains(lines)[-1]
+    text = f"the captions of other clips raise the loss by {gain:.4f} at step {at}"
+    findings.append(Finding("captions", gain > 0, text))
+  return [*findings, learns(lines), skips(lines)]
 
 
 def same_config(config: Mapping, reference: Reference) -> Finding:

@@ -7,6 +7,7 @@ recomputes the weights from it (FlashAttention: Dao et al. 2022, arXiv 2205.1413
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,13 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from sora_jax.ops import block_attention, splash, triton
+from sora_jax.ops import block_attention, segment_attention, splash, triton
 from sora_jax.ops.attention import attention
 
+SHORT = 300**2
+"""Pairs of a row up to which all scores are formed at once, on every backend."""
 LONG = 1 << 19
-"""Pairs of a row above which blocks pay on CPU: forward and backward, on a device a core, clips of
-210 tokens on average take 0.5 to 0.65 of the time of all scores at once in rows of 1,024 tokens,
-and 0.8 to 1.2 in rows of 540. On TPUs they pay before, but rows so short cost little there."""
+"""Pairs of a row up to which CPUs work through segments, and above which through blocks."""
 
 KEPT = "attention"
 """What the results of a forward pass are called, for `jax.checkpoint` to keep them."""
@@ -30,9 +31,9 @@ def attend(
   q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
   v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
 ) -> Float[Array, "R L A K"]:  # fmt: skip
-  """`ops.attention.attention` for short rows, `flash` for long ones."""
-  long = q_RLAK.shape[1] * k_RMAK.shape[1] > LONG
-  return (flash if long else attention)(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM)
+  """`ops.attention.attention` for short rows, `flash` for others."""
+  short = q_RLAK.shape[1] * k_RMAK.shape[1] <= SHORT
+  return (attention if short else flash)(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM)
 
 
 def flash(
@@ -83,7 +84,7 @@ def forward(
   """
   return lax.platform_dependent(
     q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM,
-    tpu=splash.forward, cuda=triton.forward, default=block_attention.forward,
+    tpu=splash.forward, cuda=triton.forward, default=on_cpu(q_RLAK, k_RMAK).forward,
   )  # fmt: skip
 
 
@@ -101,5 +102,10 @@ def backward(
   """
   return lax.platform_dependent(
     q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, out_RLAK, log_RLA, given_RLAK,
-    tpu=splash.backward, cuda=triton.backward, default=block_attention.backward,
+    tpu=splash.backward, cuda=triton.backward, default=on_cpu(q_RLAK, k_RMAK).backward,
   )  # fmt: skip
+
+
+def on_cpu(q_RLAK: Array, k_RMAK: Array) -> ModuleType:
+  """What works through rows of this length where there is no kernel."""
+  return segment_attention if q_RLAK.shape[1] * k_RMAK.shape[1] <= LONG else block_attention

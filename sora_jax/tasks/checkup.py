@@ -13,8 +13,9 @@ FAR = 10
 def run(workdir: Path, reference: str = "") -> tuple[str, list[health.Finding]]:
   """(name of the reference, findings).
 
-  reference: a file; "" = the one of `configs/references` whose config is nearest.
-  Raises: ValueError for a folder that is no run's, or that there is no reference for.
+  reference: a file; "" = the one of `configs/references` whose config is nearest. Where none is
+    near, the name is "" and the findings are those that need none.
+  Raises: ValueError for a folder that is no run's, or without figures yet.
   """
   for name in ("config.json", "metrics.jsonl"):
     if not (workdir / name).is_file():
@@ -24,18 +25,17 @@ def run(workdir: Path, reference: str = "") -> tuple[str, list[health.Finding]]:
   config = checkpoint.flatten(checkpoint.read_config(workdir / "config.json"))
   path = Path(reference) if reference else nearest(config)
   lines = metrics.read(workdir / "metrics.jsonl")
+  if path is None:
+    return "", health.examine_alone(lines)
   return path.name, health.examine(config, lines, health.read_reference(path))
 
 
-def nearest(config: dict) -> Path:
-  """The reference whose config differs in the fewest keys.  Raises: ValueError if none is near."""
+def nearest(config: dict) -> Path | None:
+  """The reference whose config differs in the fewest keys; None if none is near."""
   apart = {
     path: len(health.differing(config, health.read_reference(path).config))
     for path in sorted(REFERENCES.glob("*.json"))
   }
   if not apart or min(apart.values()) > FAR:
-    raise ValueError(
-      "no reference is shipped for a config like this run's; make one of healthy runs with"
-      " experiments/reliability/reference.py and give it as --reference=FILE"
-    )
+    return None
   return min(apart, key=apart.get)

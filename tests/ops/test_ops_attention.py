@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sora_jax.nn.dit import DiT
-from sora_jax.ops import block_attention, splash, triton
+from sora_jax.ops import block_attention, segment_attention, splash, triton
 from sora_jax.ops.attention import attention, reference_attention
 from sora_jax.ops.block_plan import block_plan, shared_blocks
 from sora_jax.ops.flash import KEPT, LONG, attend, flash
@@ -32,6 +32,7 @@ IMPLEMENTATIONS = {
   "flash": flash,
   "blocks of 8": by(block_attention, block=8),
   "one block": by(block_attention, block=128),
+  "segments": by(segment_attention, sizes=3),
   "splash": by(splash, interpret=True),
   "triton": by(triton, blocks=triton.Blocks(16, 16), interpret=True),
 }

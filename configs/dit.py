@@ -2,8 +2,10 @@
 
   python -m sora_jax.main --config=configs/dit.py:small --workdir=runs/dit_small
 
-Sizes: tiny, small (2 CPU cores, hours); s, b (one accelerator); l, xl, 3b, 10b (pods, days). From
-s on they read latents of the VAE `base`, which is not shipped: train it first, then name its work
+Sizes: tiny, small (2 CPU cores, hours); s, b (a few accelerators); l, xl, 3b, 10b (pods, days).
+Smallest TPU slices, with the meshes of docs/pods.md: tiny, small v5e:1x1; s v5e:2x2; b v5e:4x4;
+l v5e:4x8; xl v5e:8x8; 3b v5p:2x4x4; 10b v5p:4x8x8. With train.accumulate it may be fewer. From s on
+they read latents of the VAE `base`, which is not shipped: train it first, then name its work
 directory.
 
   python -m sora_jax.main --config=configs/vae.py:base --workdir=runs/vae_base

@@ -28,7 +28,7 @@ mixed: the same of more kinds, among text alone. polish: tasks again, with more 
 The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour,
 prompted three times, tasks twice, and then the last three, 11 hours in all, as its provenance
 tells; what it came to is in experiments/shipped, why aspects changed in experiments/latents.
-Hardware: 2 CPU cores, hours. `smoke` takes a minute.
+Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 
 from ml_collections import ConfigDict

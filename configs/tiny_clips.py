@@ -3,8 +3,8 @@
   python -m sora_jax.prepare --input=DIR --output=runs/clips
   python -m sora_jax.main --config=configs/tiny_clips.py --workdir=runs/tiny_clips
 
-Hardware: 2 CPU cores, about an hour. It shows that a folder of clips trains; it takes thousands of
-clips and a larger model to make new ones.
+Hardware: 2 CPU cores, about an hour; smallest TPU slices: v5e:1x1. It shows that a folder of clips
+trains; it takes thousands of clips and a larger model to make new ones.
 """
 
 from ml_collections import ConfigDict

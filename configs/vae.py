@@ -4,7 +4,8 @@
 
 Sizes: nano, tiny (shipped; its encoder is one linear map), base, xl; add `,smoke` for a minute on
 two cores.
-Hardware: tiny trains on 2 CPU cores; base and xl need an accelerator.
+Hardware: tiny trains on 2 CPU cores; base and xl need accelerators. Smallest TPU slices, with the
+meshes of docs/pods.md: nano, tiny, tiny_second v5e:1x1; base v5e:2x2; xl v5e:2x4.
 
 tiny learns in two legs; the second, mostly squared error, ends what the first has begun:
 

@@ -1,7 +1,10 @@
 """Configs are diffs of one base: every key once, typed at the door, mistakes named early."""
 
 import dataclasses
+import functools
 import importlib
+import importlib.util
+import json
 import pathlib
 import re
 import sys
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from configs import shipped
 from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.nn import dit_config as dit_lib
 from sora_jax.nn import text as text_lib
@@ -35,6 +39,7 @@ ARGUMENTS = {
   "vae": (*vae_lib.SIZES, "tiny_second") + tuple(f"{s},smoke" for s in vae_lib.SIZES),
   "dit": (*dit_lib.SIZES,) + tuple(f"{s},smoke" for s in dit_lib.SIZES),
 }
+PLANNING = ROOT / "experiments" / "planning"
 ALL = [(name, arg) for name, args in ARGUMENTS.items() for arg in args]
 
 
@@ -181,3 +186,51 @@ def test_no_config_is_read_with_a_default_of_its_own():
   for path in files:
     for number, line in enumerate(path.read_text().splitlines(), 1):
       assert not pattern.search(line), f"{path.name}:{number} reads a config with a default"
+
+
+@functools.cache
+def planned():
+  """Configs for which experiments/planning finds the smallest slice."""
+  spec = importlib.util.spec_from_file_location("smallest", PLANNING / "smallest.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return tuple(module.CONFIGS)
+
+
+def stated_slice(name: str, size: str) -> str:
+  """What a config's docstring says: `names slice; names slice`, or one slice for all."""
+  text = " ".join(importlib.import_module(f"configs.{name}").__doc__.split())
+  said = re.search(r"[Ss]mallest TPU slices[^:]*: (.*?\dx\d\w*)\.(?: |$)", text).group(1)
+  parts = [part.rsplit(" ", 1) for part in said.split("; ")]
+  for *names, found in parts:
+    if not names or size in names[0].split(", "):
+      return found
+  return ""
+
+
+@pytest.mark.parametrize("config", planned())
+def test_every_config_says_which_slice_it_fits_as_compiled(config):
+  name, _, size = config.partition(":")
+  path = PLANNING / "results" / f"smallest_{config.replace(':', '_')}.json"
+  found = json.loads(path.read_text())
+  plan, fitted = found["plan"], [one["said"] == "fits" for one in found["tried"]]
+  assert plan["fits"] and plan["hbm_bytes_per_chip"] <= plan["hbm_limit_bytes"]
+  assert fitted == [False] * (len(fitted) - 1) + [True]
+  assert stated_slice(name, size) == plan["topology"] == found["tried"][-1]["topology"]
+  if plan["topology"] != "v5e:1x1":
+    row = rf"\| `{name}.py:{size}` \| {plan['topology']} \|"
+    assert re.search(row, (ROOT / "docs" / "pods.md").read_text())
+
+
+def test_every_size_of_every_config_was_planned():
+  sizes = {(name, arg) for name, arg in ALL if "smoke" not in arg}
+  sizes |= {("shipped", leg) for leg in shipped.SIZES}
+  assert {(name, size) for name, _, size in (c.partition(":") for c in planned())} == sizes
+
+
+@pytest.mark.parametrize("config", ["dit:b", "dit:xl", "dit:3b", "dit:10b"])
+def test_compiled_products_are_those_of_the_formula(config):
+  for kind in ("smallest", "large"):
+    path = PLANNING / "results" / f"{kind}_{config.replace(':', '_')}.json"
+    plan = json.loads(path.read_text())["plan"]
+    assert plan["fits"] and abs(plan["dot_flops_compiled"] / plan["dot_flops_formula"] - 1) < 0.03

@@ -78,9 +78,10 @@ def attention(
 
 
 def products(a: Array, b: Array, over_a: int, over_b: int) -> Array:
-  """One matrix product for each row and head, accumulated in float32."""
+  """One matrix product for each row and head, or head, accumulated in float32."""
+  lead = tuple(range(a.ndim - 2))
   return lax.dot_general(
-    a, b, (((over_a,), (over_b,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
+    a, b, (((over_a,), (over_b,)), (lead, lead)), preferred_element_type=jnp.float32
   )
 
 

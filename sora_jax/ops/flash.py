@@ -31,7 +31,8 @@ def attend(
   q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
   v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
 ) -> Float[Array, "R L A K"]:  # fmt: skip
-  """`ops.attention.attention` for short rows, `flash` for others."""
+  """`ops.attention.attention` for short rows, `flash` for others, where the tokens of a segment lie
+  together."""
   short = q_RLAK.shape[1] * k_RMAK.shape[1] <= SHORT
   return (attention if short else flash)(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM)
 

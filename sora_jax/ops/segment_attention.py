@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Int
 
-from sora_jax.ops.attention import MASKED, TINY
+from sora_jax.ops.attention import MASKED, TINY, products
 from sora_jax.ops.linear import fence
 from sora_jax.shapes import PAD_SEGMENT
 
@@ -176,10 +176,3 @@ def put(x_NA: Array, new_An: Array, start: Array, own: Array) -> Array:
   own = own.reshape(-1, *(1,) * (x_NA.ndim - 1))
   new = jnp.where(own, new_An.swapaxes(0, 1).astype(x_NA.dtype), old)
   return lax.dynamic_update_slice_in_dim(x_NA, new, start, 0)
-
-
-def products(a: Array, b: Array, over_a: int, over_b: int) -> Array:
-  """One matrix product for each head, accumulated in float32."""
-  return lax.dot_general(
-    a, b, (((over_a,), (over_b,)), ((0,), (0,))), preferred_element_type=jnp.float32
-  )

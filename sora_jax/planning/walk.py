@@ -198,7 +198,8 @@ def _part(i: Instruction | None, index: int, body: dict[str, Instruction]) -> In
 def _constants(i: Instruction | None, body: dict[str, Instruction]) -> list[int]:
   """Values of an instruction if it is a constant, or of its operands that are."""
   near = [] if i is None else [i, *(body[name] for name in i.operands if name in body)]
-  return [int(j.operands[0]) for j in near if j.kind == "constant"]
+  values = [j.operands[0] for j in near if j.kind == "constant"]
+  return [int(value) for value in values if re.fullmatch(r"-?\d+", value)]
 
 
 def moved_bytes(i: Instruction, body: dict[str, Instruction], program: Program) -> float:

@@ -97,16 +97,19 @@ def product_flops(
   return Pass(flops, 2.0 * sizes.encoder * text_row_len + words)
 
 
-def slot_products(dit: DiTConfig, row_len: int, slots: int, training: bool = True) -> float:
+def slot_products(
+  dit: DiTConfig, row_len: int, slots: int, copies: int, training: bool = True
+) -> float:
   """Products of a row with rows of one 1, which tell tokens and slots apart.
 
   They read the vectors of shift, scale and gate, twice a block, and of the head's shift and scale,
   where activations are bfloat16 (`ops.modulation.read`); in training the backward pass reads those
-  that multiply, and sums over the tokens of each slot what all of them are due.
+  that multiply, and sums over the tokens of each slot what all of them are due. copies: devices
+  that share a row's heads, of which each does all of it, as of the norms.
   """
   all_of, factors = 6 * dit.depth + 2, 4 * dit.depth + 1
   read = all_of + factors * training if dit.dtype == "bfloat16" else 0
-  return 2.0 * slots * row_len * dit.width * (read + all_of * training)
+  return 2.0 * copies * slots * row_len * dit.width * (read + all_of * training)
 
 
 def counts(segment_RL: np.ndarray, most: int) -> np.ndarray:

@@ -70,7 +70,7 @@ def train(config: Mapping, mesh: Mesh) -> Program:
   state = placed_shapes(shapes, placed)
   step = step_lib.make_step(task.loss, optimizer, config["train"]["accumulate"], axes, mesh, placed)
   batch = video_shapes(task) if isinstance(task, VaeTask) else row_shapes(task)
-  load = video_load(task, batch) if isinstance(task, VaeTask) else load_of(config, task)
+  load = video_load(task, batch) if isinstance(task, VaeTask) else load_of(config, task, mesh)
   own = optimizer_lib.product_flops(optimizer, shapes.params, axes)
   load = load._replace(dots=load.dots + own)
   names = task.batch_axes()
@@ -110,7 +110,7 @@ def video_load(task: VaeTask, batch: dict) -> Load:
   return Load(1000 * cost.tokens, cost.flops, cost.flops, unit="pixels")
 
 
-def load_of(config: Mapping, task: TextToVideo, sample: int = 32) -> Load:
+def load_of(config: Mapping, task: TextToVideo, mesh: Mesh, sample: int = 32) -> Load:
   """The typical load of a step, from rows packed with clips such as the config's world makes.
 
   Clips of a folder are not known here: each row is then taken for one clip that fills it.
@@ -121,7 +121,7 @@ def load_of(config: Mapping, task: TextToVideo, sample: int = 32) -> Load:
   cost, scale = task.cost(batch), c.rows / sample
   sizes = c.row_len, c.text_row_len, c.max_slots
   dots = costs.product_flops(task.matrix_sizes, dit, task.text.config, *sizes).training
-  dots += costs.slot_products(dit, c.row_len, c.max_slots)
+  dots += costs.slot_products(dit, c.row_len, c.max_slots, mesh.shape["tensor"])
   near, far = shared(batch)
   return Load(cost.tokens * scale, cost.flops * scale, dots * c.rows, near, far)
 

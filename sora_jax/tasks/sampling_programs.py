@@ -52,7 +52,7 @@ def sample(config: Mapping, mesh: Mesh, size: Size, frames: int) -> Program:
     programs.placed_shapes(params, sharding.of_tree(mesh, axes)),
     programs.placed_shapes(shapes, lie),
   )
-  load = sampling_load(task, batch, method)
+  load = sampling_load(task, batch, method, mesh.shape["tensor"])
   static = {"method": method}
   return Program(sampler.program, arguments, programs.count(params), load, "call", static)
 
@@ -84,7 +84,7 @@ def sampler_of(task: TextToVideo, mesh: Mesh) -> Sampler:
   )  # fmt: skip
 
 
-def sampling_load(task: TextToVideo, batch: dict, method: Method) -> Load:
+def sampling_load(task: TextToVideo, batch: dict, method: Method, copies: int) -> Load:
   """What a call needs: the transformer for every step and branch, the text encoder twice."""
   sizes, dit, text = task.matrix_sizes, task.dit.config, task.text.config
   (R, L), M = batch["segment"].shape, batch["text"].shape[1]
@@ -92,7 +92,7 @@ def sampling_load(task: TextToVideo, batch: dict, method: Method) -> Load:
   real = costs.real_flops(sizes, dit, text, batch)
   slots = batch["grid"].shape[1]
   dots = costs.product_flops(sizes, dit, text, L, M, slots)
-  once = dots.dit + costs.slot_products(dit, L, slots, training=False)
+  once = dots.dit + costs.slot_products(dit, L, slots, copies, training=False)
   near, far = programs.shared(batch)
   return Load(
     float((batch["segment"] > 0).sum()), evaluations * real.dit + texts * real.encoder,

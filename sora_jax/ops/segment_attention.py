@@ -23,6 +23,9 @@ from sora_jax.shapes import PAD_SEGMENT
 SIZES = 8
 """Sizes of windows, even parts of a row; a segment takes the smallest that holds it."""
 
+NAMES = 1 << 20
+"""More than the segments of any row, of which a device may hold a part."""
+
 
 class Runs(NamedTuple):
   """Segments, ordered by the size of their windows; entries after the last one mean nothing.
@@ -139,12 +142,14 @@ def runs_of(
   start = jnp.nonzero((before != segment_RL).reshape(-1), size=R * L, fill_value=R * L)[0]
   length = jnp.diff(start, append=R * L)
   names = jnp.append(segment_RL.reshape(-1), PAD_SEGMENT)[start]
-  # What row and name say, counted among the keys.
-  known = (jnp.arange(R)[:, None] * (L + M + 1) + segment_RM).reshape(-1)
-  first = jnp.full((R * (L + M + 1),), R * M).at[known].min(jnp.arange(R * M))
-  count = jnp.zeros((R * (L + M + 1),), start.dtype).at[known].add(1)
-  asked = jnp.minimum(start // L, R - 1) * (L + M + 1) + names
-  key_start, key_length = first[asked], count[asked]
+  # Row and name in one number; numbers of keys are looked up in their order.
+  numbered = lambda row, name: row * NAMES + name  # noqa: E731
+  known = numbered(jnp.arange(R)[:, None], segment_RM).reshape(-1)
+  known, order = lax.sort_key_val(known, jnp.arange(R * M))
+  asked = numbered(jnp.minimum(start // L, R - 1), names)
+  first = jnp.searchsorted(known, asked)
+  key_start = order[jnp.minimum(first, R * M - 1)]
+  key_length = jnp.searchsorted(known, asked, side="right") - first
   size = jnp.searchsorted(jnp.asarray(sizes_L), length)
   size = jnp.maximum(size, jnp.searchsorted(jnp.asarray(sizes_M), key_length))
   size = jnp.where(names == PAD_SEGMENT, len(sizes_L), size)

@@ -123,6 +123,18 @@ def test_a_segment_without_keys_gets_zero(key):
     assert out[0][np.asarray(SELF[0]) == 4].all()
 
 
+def test_segments_may_have_any_names(key):
+  """A part of a row holds names from anywhere in the row, and keys in any order."""
+  qkv, (segment, key_segment) = inputs(key, True)
+  far, far_keys = (jnp.where(x > 0, 400 - 7 * x, 0) for x in (segment, key_segment))
+  given = jax.random.normal(key, qkv[0].shape)
+  run = both(IMPLEMENTATIONS["segments"])
+  got = run([qkv[0], *(x[:, ::-1] for x in qkv[1:])], (far, far_keys[:, ::-1]), given)
+  out, (to_q, *to_kv) = run(qkv, (segment, key_segment), given)
+  for a, b in zip(jax.tree.leaves(got), (out, to_q, *(x[:, ::-1] for x in to_kv))):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.oracle
 def test_definition_equals_torch(key):
   torch = pytest.importorskip("torch")

@@ -40,7 +40,8 @@ class DiTConfig:
     remat: what the backward pass recomputes: "none", "block" (all of each block), "dots" (all but
       matrix products and attention in long rows).
     scan_unroll: blocks per turn of the loop over depth; `depth` unrolls it (faster on CPU).
-    dtype: type of activations; parameters, norms, modulation and angles are float32.
+    dtype: type of activations; parameters, norms, modulation and angles are float32 (on TPUs what a
+      token reads of the modulation is rounded to the activations' type, see `ops.modulation.read`).
   """
 
   width: int

@@ -23,8 +23,8 @@ from sora_jax.shapes import PAD_SEGMENT
 SIZES = 8
 """Sizes of windows, even parts of a row; a segment takes the smallest that holds it."""
 
-NAMES = 1 << 20
-"""More than the segments of any row, of which a device may hold a part."""
+NAMES = 1 << 16
+"""More than the segments of any row, of which a device may hold a part; an int32 holds both."""
 
 
 class Runs(NamedTuple):

@@ -80,15 +80,19 @@ def test_without_a_reference_the_run_is_looked_at_alone(run):
 
 
 @pytest.mark.parametrize(
-  "losses, gain, still, sick",
+  "losses, gain, still, sick, apart",
   [
-    ([3, 2, 1, 1.1], 0.1, 0, []), ([3], None, 0, []), ([3, 1, 2, 4], 0.1, 0, ["loss"]),
-    ([3, 2], -0.01, 0, ["captions"]), ([3, 2, 1], 0.1, 2, ["parameters"]),
+    ([3, 2, 1, 1.1], 0.1, 0, [], 100), ([3], None, 0, [], 100),
+    ([3, 1, 2, 4], 0.1, 0, ["loss"], 100), ([3, 2], -0.01, 0, ["captions"], 100),
+    ([3, 2, 1], 0.1, 2, ["parameters"], 100), ([3, 1, 2, 4], -0.01, 0, [], 1),
   ],
 )  # fmt: skip
-def test_what_a_run_alone_tells(losses, gain, still, sick):
-  lines = [{"step": i, "loss": x, "still": still, "skipped": 0} for i, x in enumerate(losses)]
-  lines += [] if gain is None else [{"step": len(losses), "heldout/caption_gain": gain}]
+def test_what_a_run_alone_tells(losses, gain, still, sick, apart):
+  """A run of a few steps tells nothing by its loss: each is of another batch."""
+  lines = [
+    {"step": apart * i, "loss": x, "still": still, "skipped": 0} for i, x in enumerate(losses)
+  ]
+  lines += [] if gain is None else [{"step": apart * len(losses), "heldout/caption_gain": gain}]
   assert [one.name for one in health.examine_alone(lines) if not one.good] == sick
 
 

@@ -75,6 +75,8 @@ def run(config: dict, workdir: Path, profile: bool = False) -> dict | None:
     task = plan.make()
   trace = profiler.tracer(workdir / "profile") if profile else loop.never
   outcome = loop.run(task, train, plan.optimizer, workdir, trace)
+  if profile:
+    profiler.tell_if_missing(workdir / "profile")
   if not outcome.finished:
     return None
   story = provenance.collect(

@@ -6,10 +6,12 @@ v6e). Topologies count chips: v5p:4x4x8 is 128 of them.
 
 import math
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GIB = 2**30
 GB = 1e9
+HOST = (2, 2, 1)
+"""Chips along each side of a host, as the compiler supposes unless told otherwise."""
 
 
 class Chip(NamedTuple):
@@ -104,7 +106,10 @@ def _devices(one: str, slices: int, name: str) -> list:
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   from jax.experimental import topologies
 
-  more = {"num_slices": slices} if slices > 1 else {}
+  more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+  sides = [*map(int, one.split(":")[1].split("x")), 1][:3]
+  if min(sides[:2]) < min(HOST[:2]):  # a part of a host
+    more["chips_per_host_bounds"] = [min(side, most) for side, most in zip(sides, HOST)]
   try:
     return list(topologies.get_topology_desc(one, platform="tpu", **more).devices)
   except Exception as error:  # the compiler raises what its C++ does

@@ -287,7 +287,16 @@ def _exchanged(i: Instruction, body: dict[str, Instruction]) -> float:
   return max(given, sum((s.bytes for s in parts), 0.0))
 
 
+GROUPS_BY_NAME = re.compile(
+  r"mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
+)
+"""`mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}`: groups along axes of a mesh of devices."""
+
+
 def _groups(i: Instruction) -> str:
+  named = GROUPS_BY_NAME.search(i.attributes)
+  if named:  # a comma that no bracket encloses may lie in it
+    return named.group()
   value = i.attribute("replica_groups") or i.attribute("source_target_pairs") or ""
   return f"{value}"
 
@@ -295,7 +304,7 @@ def _groups(i: Instruction) -> str:
 def span(groups: str, mesh: Sequence[tuple[str, int]]) -> tuple[tuple[str, ...], int]:
   """(mesh axes along which the devices of a group differ, devices in a group).
 
-  groups: as XLA writes them: lists, `[4,2]<=[8]T(...)`, or `mesh['a'=4,'b'=2] {'b'}`.
+  groups: as XLA writes them: lists, `[4,2]<=[8]T(...)`, or as `GROUPS_BY_NAME`.
   """
   sizes = [size for _, size in mesh]
   devices = list(range(math.prod(sizes)))
@@ -309,22 +318,28 @@ def span(groups: str, mesh: Sequence[tuple[str, int]]) -> tuple[tuple[str, ...],
   return varies, len(members)
 
 
+def _iota(count: int, shape: str | None, order: str | None) -> np.ndarray:
+  """Devices 0 to count - 1, in a grid of that shape with its axes in that order."""
+  grid = np.arange(count)
+  if shape:
+    grid = grid.reshape([int(n) for n in shape.split(",")])
+  return grid.transpose([int(n) for n in order.split(",")]) if order else grid
+
+
 def _members(groups: str, devices: list[int]) -> list[int] | None:
   """Devices of the first group of several, or all."""
-  named = re.match(r"mesh\[(.*?)\]\s*\{(.*?)\}", groups)
+  named = GROUPS_BY_NAME.match(groups)
   if named:
     axes = [(n, int(s)) for n, s in re.findall(r"'([^']+)'=(\d+)", named.group(1))]
-    chosen = re.findall(r"'([^']+)'", named.group(2))
-    grid = np.arange(math.prod(s for _, s in axes)).reshape([s for _, s in axes])
+    chosen = re.findall(r"'([^']+)'", named.group(4))
+    grid = _iota(math.prod(s for _, s in axes), named.group(2), named.group(3))
+    grid = grid.reshape([s for _, s in axes])
     index = tuple(slice(None) if n in chosen else 0 for n, _ in axes)
     return np.ravel(grid[index]).tolist()
   tiled = re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups)
   if tiled:
     rows, columns = int(tiled.group(1)), int(tiled.group(2))
-    grid = np.arange(rows * columns).reshape([int(n) for n in tiled.group(3).split(",")])
-    if tiled.group(4):
-      grid = grid.transpose([int(n) for n in tiled.group(4).split(",")])
-    return grid.reshape(rows, columns)[0].tolist()
+    return _iota(rows * columns, tiled.group(3), tiled.group(4)).reshape(rows, columns)[0].tolist()
   lists = re.findall(r"\{([\d,]+)\}", groups)
   if not lists:
     return devices if groups in ("", "{}", "{{}}") else None

@@ -32,3 +32,12 @@ def tracer(folder: Path) -> Callable[[int], bool]:
     return False
 
   return before
+
+
+def tell_if_missing(folder: Path) -> None:
+  """Warns, at the end of a run, that it was too short for a trace."""
+  if not any(folder.rglob("*.xplane.pb")):
+    logging.warning(
+      "no trace was written to %s: a start of a run needs %d steps for one; raise train.steps",
+      folder, AFTER + STEPS + IN_FLIGHT + 1,
+    )  # fmt: skip

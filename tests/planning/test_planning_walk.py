@@ -27,7 +27,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %x = bf16[32,8]{1,0:T(8,128)S(1)} get-tuple-element(%state), index=1
   %w = bf16[64,8,16]{2,1,0} get-tuple-element(%state), index=2
   %y = bf16[32,16]{1,0} fusion(%w, %i, %x), kind=kOutput, calls=%fused
-  %gather.1 = bf16[8,16]{1,0} all-gather(%y), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, dimensions={1}
+  %gather.1 = bf16[8,16]{1,0} all-gather(%y), replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}, dimensions={1}
   %again = bf16[32,16]{1,0} dot(%x, %gather.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}, metadata={op_name="jit(step)/checkpoint/rematted_computation/up/dot_general"}
   %splash_mha_fwd.7 = (f32[8,128]{1,0}, bf16[2,32,8]{2,1,0}) custom-call(%i, %q, %w), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "blocks":"{512, 512}"
@@ -167,6 +167,7 @@ def test_of_a_stack_only_the_slice_is_read_and_fast_memory_is_free():
     ("[2,4]<=[4,2]T(1,0)", [0, 2, 4, 6]),
     ("[4,2]<=[8]", [0, 1]),
     ("mesh['x'=4,'y'=2] {'x'}", [0, 2, 4, 6]),
+    ("mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'y'}", [0, 2, 4, 6]),
     ("{}", list(range(8))),
   ],
 )  # fmt: skip

@@ -206,6 +206,16 @@ def test_a_trace_holds_the_steps_it_says(tmp_path):
   assert any("step" in e.name and "jit" in e.name.lower() for e in events)
 
 
+def test_a_run_too_short_for_a_trace_says_so(tmp_path, caplog):
+  with caplog.at_level(logging.WARNING):
+    profiler.tell_if_missing(tmp_path)
+  assert f"no trace was written to {tmp_path}" in caplog.text and "needs 18 steps" in caplog.text
+  caplog.clear()
+  (tmp_path / "host.xplane.pb").touch()
+  profiler.tell_if_missing(tmp_path)
+  assert not caplog.text
+
+
 def test_an_ended_or_failing_stream_is_reported(tmp_path):
   class Short(Toy):
     def batches(self):

@@ -229,7 +229,7 @@ def check_parity(paths, name):
     jnp.asarray(paths["fresh"]),
   )
   # Heun's last interior time is 0.001, where its velocity magnifies float32 rounding.
-  np.testing.assert_allclose(got, paths[f"{name}/end"], atol=1e-5)
+  np.testing.assert_allclose(got, paths[f"{name}/end"], atol=2e-5 if name == "heun" else 1e-5)
 
 
 @pytest.mark.parametrize("name", PARITY)

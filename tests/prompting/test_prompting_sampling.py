@@ -120,9 +120,9 @@ def test_clips_beyond_the_trained_extent_are_scaled_and_others_are_not(rotary):
   within = run(params(), requests, reach(trained_extent=(5 / 4, 8)))
   some = run(params(), requests, reach(trained_extent=(3 / 8, 3)))
   for i in range(3):
-    np.testing.assert_array_equal(within[i], plain[i])
+    close(within[i], plain[i], 1e-6)
   for i in (0, 2):
-    np.testing.assert_array_equal(some[i], plain[i])
+    close(some[i], plain[i], 1e-6)
   assert np.abs(some[1] - plain[1]).max() > 0.01
   again = [dataclasses.replace(A, seed=9)] * 2
   for request, sample in zip(requests, some):

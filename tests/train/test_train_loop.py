@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from toy import Toy
 
-from sora_jax.train import checkpoint, loop, metrics
+from sora_jax.train import checkpoint, loop, metrics, profiler
 from sora_jax.train.optimizer import OptimizerConfig
 
 ADAM = OptimizerConfig(lr=0.1, warmup_steps=2)

@@ -1,6 +1,7 @@
 """Test policy: on the CPU, XLA compiles fast, ranks are never promoted; one key, real media."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -12,6 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
   f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
   " --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+  " --xla_cpu_parallel_codegen_split_count=1"
 )
 # What one test, worker or subprocess compiled, the others read; the first process makes the folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -24,6 +26,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# What JAX keeps of a thousand programs takes a second to look through for garbage.
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture

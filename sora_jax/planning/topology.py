@@ -84,7 +84,7 @@ def describe(name: str) -> Topology:
     that compiler is not installed.
   """
   chip, shape, slices = parse(name)
-  devices = _devices(f"{chip}:{'x'.join(map(str, shape))}", slices, name)
+  devices = _devices(chip, shape, slices, name)
   if len(devices) != slices * math.prod(shape):
     raise ValueError(
       f"topology {name!r} has {len(devices)} devices for the compiler, not one a chip"
@@ -92,7 +92,7 @@ def describe(name: str) -> Topology:
   return Topology(name, CHIPS[chip], shape, slices, devices)
 
 
-def _devices(one: str, slices: int, name: str) -> list:
+def _devices(chip: str, shape: tuple[int, ...], slices: int, name: str) -> list:
   try:
     import libtpu  # noqa: F401  (the compiler; JAX finds it by itself)
   except ImportError as error:
@@ -107,10 +107,11 @@ def _devices(one: str, slices: int, name: str) -> list:
   from jax.experimental import topologies
 
   more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-  sides = [*map(int, one.split(":")[1].split("x")), 1][:3]
-  if min(sides[:2]) < min(HOST[:2]):  # a part of a host
+  if min(shape[:2]) < HOST[0]:  # a part of a host
+    sides = (*shape, 1)[:3]
     more["chips_per_host_bounds"] = [min(side, most) for side, most in zip(sides, HOST)]
+  slice_name = f"{chip}:{'x'.join(map(str, shape))}"
   try:
-    return list(topologies.get_topology_desc(one, platform="tpu", **more).devices)
+    return list(topologies.get_topology_desc(slice_name, platform="tpu", **more).devices)
   except Exception as error:  # the compiler raises what its C++ does
     raise ValueError(f"topology {name!r}: the TPU compiler refuses it: {error}") from error

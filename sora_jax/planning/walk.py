@@ -294,7 +294,7 @@ GROUPS_BY_NAME = re.compile(
 
 
 def _groups(i: Instruction) -> str:
-  named = GROUPS_BY_NAME.search(i.attributes)
+  named = GROUPS_BY_NAME.match(i.attributes.partition("replica_groups=")[2])
   if named:  # a comma that no bracket encloses may lie in it
     return named.group()
   value = i.attribute("replica_groups") or i.attribute("source_target_pairs") or ""

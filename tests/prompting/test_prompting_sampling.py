@@ -110,6 +110,11 @@ def test_one_program_serves_all_sizes_texts_and_strengths():
 def test_clips_beyond_the_trained_extent_are_scaled_and_others_are_not(rotary):
   """A lasts 3 / 8 s and has sides of 2 and 3 tokens; the other 5 / 4 s and 8 tokens."""
   run = make_sampler(scalable=True)
+  # Bits are compared of two programs: fusions are emitted as outside of tests (conftest.py).
+  run.program = jax.jit(
+    run.sample_rows, static_argnames="method",
+    compiler_options={"xla_cpu_use_fusion_emitters": True},
+  )  # fmt: skip
   requests = [
     A,
     dataclasses.replace(C, grid=Grid(3, 1, 8), fps=4.0),
@@ -120,9 +125,9 @@ def test_clips_beyond_the_trained_extent_are_scaled_and_others_are_not(rotary):
   within = run(params(), requests, reach(trained_extent=(5 / 4, 8)))
   some = run(params(), requests, reach(trained_extent=(3 / 8, 3)))
   for i in range(3):
-    close(within[i], plain[i], 1e-6)
+    np.testing.assert_array_equal(within[i], plain[i])
   for i in (0, 2):
-    close(some[i], plain[i], 1e-6)
+    np.testing.assert_array_equal(some[i], plain[i])
   assert np.abs(some[1] - plain[1]).max() > 0.01
   again = [dataclasses.replace(A, seed=9)] * 2
   for request, sample in zip(requests, some):

@@ -16,12 +16,17 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array
 
 
-@jax.custom_vjp
+traced_once = functools.partial(jax.jit, inline=True)
+"""Decorates what a network does often: traced once for each shape, without a call in the program."""
+
+
+@traced_once
 def settle(x: Array) -> Array:
   """The identity; on CPU its value, and the gradient that comes back, are computed exactly once."""
-  return fence(x)
+  return _settle(x)
 
 
+@traced_once
 def fence(x: Array) -> Array:
   """`settle` without a gradient rule."""
   return lax.platform_dependent(x, cpu=called_apart, default=lambda value: value)
@@ -42,7 +47,12 @@ def called_apart(x: Array) -> Array:
     return barred(x)
 
 
-settle.defvjp(lambda x: (fence(x), None), lambda _, given: (fence(given),))
+@jax.custom_vjp
+def _settle(x: Array) -> Array:
+  return fence(x)
+
+
+_settle.defvjp(lambda x: (fence(x), None), lambda _, given: (fence(given),))
 
 
 def linear(x: Array, kernel: Array, num_in: int = 1) -> Array:

@@ -21,7 +21,9 @@ from sora_jax.ops.linear import fence
 from sora_jax.shapes import PAD_SEGMENT
 
 SIZES = 8
-"""Sizes of windows, even parts of a row; a segment takes the smallest that holds it."""
+"""Sizes of windows, even parts of a row; a segment takes the smallest that holds it. Each is a loop
+to compile, so that short rows have fewer, `LEAST` tokens apart."""
+LEAST = 32
 
 NAMES = 1 << 16
 """More than the segments of any row, of which a device may hold a part; an int32 holds both."""
@@ -44,12 +46,13 @@ class Runs(NamedTuple):
 def forward(
   q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
   v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
-  sizes: int = SIZES,
+  sizes: int | None = None,
 ) -> tuple[Float[Array, "R L A K"], Float[Array, "R L A"]]:  # fmt: skip
   """Attention and the logarithm of each query's total weight, as `ops.flash.forward`.
 
-  The tokens of a segment must lie together.
+  The tokens of a segment must lie together. sizes: of windows; by default as many as pay.
   """
+  sizes = sizes or default_sizes(q_RLAK, k_RMAK)
   with set_xla_metadata(inlineable="false"):  # layers then share one program
     return _forward(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, sizes)
 
@@ -58,10 +61,11 @@ def backward(
   q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
   v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
   out_RLAK: Float[Array, "R L A K"], log_RLA: Float[Array, "R L A"],
-  given_RLAK: Float[Array, "R L A K"], sizes: int = SIZES,
+  given_RLAK: Float[Array, "R L A K"], sizes: int | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
   """Gradients of queries, keys and values, as `ops.flash.backward`."""
   along_RLA = (given_RLAK.astype(jnp.float32) * out_RLAK).sum(-1)
+  sizes = sizes or default_sizes(q_RLAK, k_RMAK)
   with set_xla_metadata(inlineable="false"):
     return _backward(
       q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, log_RLA, along_RLA, given_RLAK, sizes
@@ -156,6 +160,11 @@ def runs_of(
   order = jnp.argsort(size, stable=True)
   edges = jnp.searchsorted(size[order], jnp.arange(len(sizes_L) + 1))
   return Runs(start[order], length[order], key_start[order], key_length[order], edges)
+
+
+def default_sizes(q_RLAK: Array, k_RMAK: Array) -> int:
+  """Sizes of windows of rows as long as these."""
+  return min(SIZES, math.ceil(max(q_RLAK.shape[1], k_RMAK.shape[1]) / LEAST))
 
 
 def windows(length: int, sizes: int) -> list[int]:

@@ -92,20 +92,19 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     problems = []
     for step in steps:
-      try:
-        found = self._read(step, like)
-      except Exception as error:  # orbax raises many kinds for a damaged folder
-        lines = str(error).strip().splitlines() or [""]
-        problems.append(f"step {step}: {type(error).__name__}: {lines[0][:200]}")
-        logging.warning(
-          "checkpoint of step %d cannot be read, trying an older one: %s", step, lines[0]
-        )
-      else:
-        for bad in (s for s in steps if s > step):
-          self._manager.delete(bad)
-        return found["state"], found["data"]["iterator"], found["notes"]
       with _quiet():
-        gc.collect()  # the reader's tasks complain when they are collected
+        try:
+          found = self._read(step, like)
+        except Exception as error:  # orbax raises many kinds for a damaged folder
+          lines = str(error).strip().splitlines() or [""]
+          problems.append(f"step {step}: {type(error).__name__}: {lines[0][:200]}")
+          logging.warning(
+            "checkpoint of step %d cannot be read, trying an older one: %s", step, lines[0]
+          )
+        else:
+          for bad in (s for s in steps if s > step):
+            self._manager.delete(bad)
+          return found["state"], found["data"]["iterator"], found["notes"]
     if problems:
       raise ValueError(
         f"{self._manager.directory} holds checkpoints, but none can be restored: "
@@ -124,10 +123,9 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
     names = ("state", "data", "notes")
     try:
-      with (
-        _quiet(),
-        ocp.CheckpointManager(self._manager.directory, options=options, item_names=names) as reader,
-      ):
+      with ocp.CheckpointManager(
+        self._manager.directory, options=options, item_names=names
+      ) as reader:
         found = reader.restore(
           step,
           args=ocp.args.Composite(
@@ -209,13 +207,20 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Within it asyncio does not list what the reader's many tasks ran into; one error is raised."""
+  """Within it asyncio does not list what the reader's many tasks ran into; one error is raised.
+
+  Tasks complain when they are collected, which therefore happens here. What was there before is not
+  looked through, as that takes seconds in a large program.
+  """
   logger = std_logging.getLogger("asyncio")
   level = logger.level
   logger.setLevel(std_logging.CRITICAL)
+  gc.freeze()
   try:
     yield
   finally:
+    gc.collect()
+    gc.unfreeze()
     logger.setLevel(level)
 
 

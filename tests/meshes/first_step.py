@@ -8,7 +8,6 @@ processes, the states of their streams as one, and whether every one says yes wh
 where one does not.
 """
 
-import functools
 import json
 import sys
 
@@ -30,8 +29,7 @@ def main(coordinator: str, processes: int, process: int) -> None:
   put = sharding.put_batch(mesh, mine, on.batch_axes())
   placed = sharding.of_tree(mesh, on.axes())
 
-  noisy = functools.partial(gradients.noisy, task)
-  params = jax.jit(noisy, out_shardings=placed)(jax.random.key(0))
+  params = jax.device_put(gradients.noisy(task), placed)
   sums, grads = gradients.run(on, params, put, mesh, 2)
   got = hosts.whole((sums, grads))
   whole, merged = hosts.whole(params), hosts.merged({"step": 1, "streams": {str(process): "state"}})

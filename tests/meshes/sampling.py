@@ -29,7 +29,7 @@ def write(path: pathlib.Path) -> None:
   job = dataclasses.replace(
     job, dit=job.dit.clone(config=dataclasses.replace(job.dit.config, in_channels=10))
   )
-  params = jax.device_get(jax.jit(lambda key: noisy(job, key))(jax.random.key(0)))
+  params = noisy(job)
   variables = jax.device_get(vae.init(VAE, jax.random.key(1)))
   noise = np.random.default_rng(0)
   variables["params"] = jax.tree.map(

@@ -34,8 +34,7 @@ def plan(out, *flags) -> subprocess.CompletedProcess:
 )
 def test_shipped_configs_fit_where_they_say_they_do(size, topology, least, tmp_path):
   out = tmp_path / "plan.json"
-  quick = "--noquick" if size == "tiny" else "--quick"  # machine code takes minutes and is not read
-  done = plan(out, f"--config=configs/dit.py:{size}", f"--topology={topology}", quick)
+  done = plan(out, f"--config=configs/dit.py:{size}", f"--topology={topology}", "--quick")
   assert done.returncode == 0, done.stdout + done.stderr[-2000:]
   found = json.loads(out.read_text())
   assert KEYS <= set(found)
@@ -43,6 +42,21 @@ def test_shipped_configs_fit_where_they_say_they_do(size, topology, least, tmp_p
   assert abs(found["dot_flops_compiled"] / found["dot_flops_formula"] - 1) < 0.03
   assert least < found["mfu_upper_bound"] < 1
   assert f"{topology}" in done.stdout and "model-FLOP use" in done.stdout
+
+
+def test_without_quick_the_size_of_the_machine_code_is_told_too(tmp_path):
+  small = ["--program=vae_decode", "--size=32x32", "--frames=1"]
+  told = []
+  for quick in ("--quick", "--noquick"):
+    out = tmp_path / f"plan{quick}.json"
+    done = plan(out, "--config=configs/vae.py:smoke", "--topology=v5e:1x1", quick, *small)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    (code,) = (line for line in done.stdout.splitlines() if line.startswith("  code "))
+    told.append((json.loads(out.read_text()), code))
+  (quick, no_code), (whole, code) = told
+  assert "not made" in no_code and "GiB" in code
+  assert whole["hbm_bytes_by_kind"]["code"] > 0 and quick["hbm_bytes_by_kind"]["code"] is None
+  assert whole["dot_flops_compiled"] == quick["dot_flops_compiled"]
 
 
 def test_what_does_not_fit_says_so_and_what_would(tmp_path):

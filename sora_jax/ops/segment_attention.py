@@ -20,7 +20,7 @@ from sora_jax.ops.attention import MASKED, TINY, products
 from sora_jax.ops.linear import fence
 from sora_jax.shapes import PAD_SEGMENT
 
-SIZES = 8
+SIZES = 4
 """Sizes of windows, even parts of a row; a segment takes the smallest that holds it. Each is a loop
 to compile, so that short rows have fewer, `LEAST` tokens apart."""
 LEAST = 32

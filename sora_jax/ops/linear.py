@@ -15,9 +15,8 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array
 
-
 traced_once = functools.partial(jax.jit, inline=True)
-"""Decorates what a network does often: traced once for each shape, without a call in the program."""
+"""Decorates what a network does often: traced once for each shape, and no call in the program."""
 
 
 @traced_once

@@ -63,9 +63,10 @@ def test_what_does_not_fit_says_so_and_what_would(tmp_path):
   out = tmp_path / "plan.json"
   done = plan(
     out,
-    "--config=configs/dit.py:b",
-    "--topology=v5e:2x2",
-    "--config.train.accumulate=1",
+    "--config=configs/dit.py:tiny",
+    "--topology=v5e:1x1",
+    "--config.data.rows=8192",
+    "--config.data.streams=8192",
     "--quick",
   )
   assert done.returncode == 1

@@ -23,7 +23,15 @@ def test_unpatchify_gives_back_every_bit(grid, patch, Z, lead):
   patches = patchify(latent, Patch(*patch))
   assert patches.shape == (*lead, int(np.prod(grid)), int(np.prod(patch)) * Z)
   assert np.array_equal(unpatchify(patches, grid, Patch(*patch)), latent)
-  assert np.array_equal(np.asarray(patchify(jnp.asarray(latent), Patch(*patch))), patches)
+
+
+@pytest.mark.parametrize(
+  "lead, cells, patch", [((), (2, 4, 6), (1, 2, 2)), ((2, 3), (4, 3, 2), (4, 3, 1))]
+)
+def test_arrays_of_jax_are_cut_as_those_of_numpy(lead, cells, patch):
+  latent = np.random.default_rng(0).normal(size=(*lead, *cells, 3)).astype(np.float32)
+  got = np.asarray(patchify(jnp.asarray(latent), Patch(*patch)))
+  assert np.array_equal(got, patchify(latent, Patch(*patch)))
 
 
 def test_order_is_t_h_w_then_pt_ph_pw_z():

@@ -79,7 +79,7 @@ class Model(verbs.Verbs):
   ):
     self.tokenizer = tokenizer
     self.autoencoder = _config(vae.VAEConfig, parts["vae"])
-    config = _config(DiTConfig, parts["dit"])  # unrolled it samples no faster, and compiles slowly
+    config = _config(DiTConfig, parts["dit"])  # unrolled it is hardly faster, and compiles slowly
     self.dit = DiT(dataclasses.replace(config, scan_unroll=1))
     self.text = TextEncoder(_config(TextConfig, parts["text"]))
     dit = parts["dit"].config

@@ -178,5 +178,5 @@ class DiT(nn.Module):
     return nn.scan(
       block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
       length=c.depth, unroll=c.scan_unroll, metadata_params={nn.PARTITION_NAME: "layers"},
-      check_constancy_invariants=False,  # it would trace a block once more
+      check_constancy_invariants=False,  # they take one more trace of a block
     )(c, self.attention, self.cross_attention or self.attention, name="blocks")  # fmt: skip

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Int
 
 from sora_jax.ops.attention import MASKED, TINY, products
@@ -43,6 +42,7 @@ class Runs(NamedTuple):
   edges: Int[Array, "E"]
 
 
+@functools.partial(jax.jit, static_argnames="sizes")
 def forward(
   q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
   v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
@@ -53,27 +53,6 @@ def forward(
   The tokens of a segment must lie together. sizes: of windows; by default as many as pay.
   """
   sizes = sizes or default_sizes(q_RLAK, k_RMAK)
-  with set_xla_metadata(inlineable="false"):  # layers then share one program
-    return _forward(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, sizes)
-
-
-def backward(
-  q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
-  v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
-  out_RLAK: Float[Array, "R L A K"], log_RLA: Float[Array, "R L A"],
-  given_RLAK: Float[Array, "R L A K"], sizes: int | None = None,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-  """Gradients of queries, keys and values, as `ops.flash.backward`."""
-  along_RLA = (given_RLAK.astype(jnp.float32) * out_RLAK).sum(-1)
-  sizes = sizes or default_sizes(q_RLAK, k_RMAK)
-  with set_xla_metadata(inlineable="false"):
-    return _backward(
-      q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, log_RLA, along_RLA, given_RLAK, sizes
-    )  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnums=5)
-def _forward(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, sizes):
   (R, L, A, K), M = q_RLAK.shape, k_RMAK.shape[1]
   sizes_L, sizes_M = windows(L, sizes), windows(M, sizes)
   runs = runs_of(segment_RL, segment_RM, sizes_L, sizes_M)
@@ -99,10 +78,16 @@ def _forward(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, sizes):
   return out[: R * L].reshape(q_RLAK.shape), log[: R * L].reshape(R, L, A)
 
 
-@functools.partial(jax.jit, static_argnums=8)
-def _backward(
-  q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM, log_RLA, along_RLA, given_RLAK, sizes
-):
+@functools.partial(jax.jit, static_argnames="sizes")
+def backward(
+  q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
+  v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
+  out_RLAK: Float[Array, "R L A K"], log_RLA: Float[Array, "R L A"],
+  given_RLAK: Float[Array, "R L A K"], sizes: int | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+  """Gradients of queries, keys and values, as `ops.flash.backward`."""
+  along_RLA = (given_RLAK.astype(jnp.float32) * out_RLAK).sum(-1)
+  sizes = sizes or default_sizes(q_RLAK, k_RMAK)
   L, K, M = q_RLAK.shape[1], q_RLAK.shape[3], k_RMAK.shape[1]
   sizes_L, sizes_M = windows(L, sizes), windows(M, sizes)
   runs = runs_of(segment_RL, segment_RM, sizes_L, sizes_M)

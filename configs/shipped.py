@@ -16,6 +16,8 @@
     --config.train.steps=3100 --config.train.init_from=runs/dit6
   python -m sora_jax.main --config=configs/shipped.py:polish --workdir=runs/dit8 \
     --config.train.steps=4200 --config.train.init_from=runs/dit7
+  python -m sora_jax.main --config=configs/shipped.py:motion --workdir=runs/dit9 \
+    --config.train.minutes=110 --config.train.init_from=sora_jax/weights/tiny
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
@@ -25,6 +27,7 @@ morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the s
 prompted, more that bounces, falls, swings or is cut, fewer stills, and some captions by shot.
 focus: one object, plain, small; all but a few clips prompted with whole latents, near pure noise.
 mixed: the same of more kinds, among text alone. polish: tasks again, with more that is cut.
+motion: three quarters prompted, half of all with whole latents, most of it near pure noise.
 The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour,
 prompted three times, tasks twice, and then the last three, 11 hours in all, as its provenance
 tells; what it came to is in experiments/shipped, why aspects changed in experiments/latents.
@@ -35,7 +38,7 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny
 
-TASKS = ("tasks", "focus", "mixed", "polish")
+TASKS = ("tasks", "focus", "mixed", "polish", "motion")
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
@@ -108,7 +111,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
 
 
 def last_legs(c: ConfigDict, size: str) -> None:
-  """What focus, mixed and polish change of tasks."""
+  """What focus, mixed, polish and motion change of tasks."""
   d, w = c.data, c.data.world
   if size in ("focus", "mixed"):
     w.frames = (17,) if size == "focus" else (17, 17, 25)
@@ -135,3 +138,9 @@ def last_legs(c: ConfigDict, size: str) -> None:
     w.motions += ("bounce", "gravity") * 4 + ("morph", "swing") * 3
     w.styles = ("plain",) * 7 + ("outline", "hatched", "night")
     w.num_clips, w.seed = 16384, 31
+  if size == "motion":
+    w.motions = ("constant",) * 12 + ("bounce", "gravity", "cut") * 6 + ("morph", "swing") * 2
+    w.frames, w.image_fraction, w.num_clips, w.seed = (17, 17, 25), 0.1, 16384, 41
+    shares = {"head": 0.4, "tail": 0.12, "both": 0.12, "first": 0.03, "boxes": 0.03}
+    d.prompts.update(shares | {"ends": 0.02, "keyframes": 0.02, "random": 0.02})
+    d.prompts.near_noise = 0.75

@@ -227,10 +227,10 @@ class Model(verbs.Verbs):
     )  # fmt: skip
     for i, latent_thwZ in zip(open_ones, made):
       latents[i] = latent_thwZ
-    videos = [
-      line.finish(self.decode(latent_thwZ, line.frames, line.size))
-      for line, latent_thwZ in zip(lines, latents)
-    ]
+    videos = []
+    for line, latent_thwZ in zip(lines, latents):
+      decoded_THWC = self.decode(latent_thwZ, line.frames, line.size)
+      videos.append(line.finish(line.blended(decoded_THWC, self._f_s)))
     return videos if several else videos[0]
 
   def encode(self, video_THWC: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int
 from sora_jax.ops import block_attention, segment_attention, splash, triton
 from sora_jax.ops.attention import attention
 
-SHORT = 300**2
-"""Pairs of a row up to which all scores are formed at once, on every backend."""
+SHORT = 1 << 16
+"""Pairs of a row below which all scores are formed at once, on every backend."""
 LONG = 1 << 19
 """Pairs of a row up to which CPUs work through segments, and above which through blocks.
 
@@ -37,7 +37,7 @@ def attend(
 ) -> Float[Array, "R L A K"]:  # fmt: skip
   """`ops.attention.attention` for short rows, `flash` for others, where the tokens of a segment lie
   together."""
-  short = q_RLAK.shape[1] * k_RMAK.shape[1] <= SHORT
+  short = q_RLAK.shape[1] * k_RMAK.shape[1] < SHORT
   return (attention if short else flash)(q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM)
 
 

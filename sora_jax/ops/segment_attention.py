@@ -2,8 +2,9 @@
 
 A segment's tokens lie together in its row, so its scores are a dense matrix of their own; what a
 clip costs depends on its own length alone. Windows of a few sizes are cut out at each segment's
-start, those of one size in a loop of as many turns as there are segments of that size. The gradient
-recomputes the weights from their kept logarithm (Dao et al. 2022, arXiv 2205.14135, algorithm 4).
+start, those of one size in a loop of as many turns as there are segments of that size and heads:
+the scores of one head stay in a core's cache. The gradient recomputes the weights from their kept
+logarithm (Dao et al. 2022, arXiv 2205.14135, algorithm 4).
 """
 
 import functools
@@ -15,14 +16,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from sora_jax.ops.attention import MASKED, TINY, products
+from sora_jax.ops.attention import MASKED, TINY
 from sora_jax.ops.linear import fence
 from sora_jax.shapes import PAD_SEGMENT
 
-SIZES = 4
+SIZES = {"forward": 4, "backward": 8}
 """Sizes of windows, even parts of a row; a segment takes the smallest that holds it. Each is a loop
-to compile, so that short rows have fewer, `LEAST` tokens apart."""
-LEAST = 32
+to compile: sampling, which compiles the forward pass alone, begins the sooner with fewer, and short
+rows have fewer, `LEAST` tokens apart."""
+LEAST = 64
 
 NAMES = 1 << 16
 """More than the segments of any row, of which a device may hold a part; an int32 holds both."""
@@ -52,30 +54,30 @@ def forward(
 
   The tokens of a segment must lie together. sizes: of windows; by default as many as pay.
   """
-  sizes = sizes or default_sizes(q_RLAK, k_RMAK)
   (R, L, A, K), M = q_RLAK.shape, k_RMAK.shape[1]
+  sizes = sizes or default_sizes("forward", L, M)
   sizes_L, sizes_M = windows(L, sizes), windows(M, sizes)
   runs = runs_of(segment_RL, segment_RM, sizes_L, sizes_M)
-  q, k, v = flat(q_RLAK), flat(k_RMAK), flat(v_RMAK)
-  made = jnp.zeros(q.shape, q.dtype), jnp.full(q.shape[:2], MASKED, jnp.float32)
+  q_ANK, k_ANK, v_ANK = flat(q_RLAK * K**-0.5), flat(k_RMAK), flat(v_RMAK)
+  made = jnp.zeros_like(q_ANK), jnp.full(q_ANK.shape[:2], MASKED, jnp.float32)
   for size, (l, m) in enumerate(zip(sizes_L, sizes_M)):  # noqa: E741
 
-    def turn(i, made, l=l, m=m):  # noqa: E741
-      here, own, keys = runs.start[i], jnp.arange(l) < runs.length[i], runs.key_start[i]
-      score_Alm = products(cut(q, here, l), cut(k, keys, m), 2, 2) * K**-0.5
-      known = (jnp.arange(m) < runs.key_length[i])[None, None]
-      score_Alm = jnp.where(known, score_Alm, MASKED)
-      peak_Al1 = fence(score_Alm.max(-1, keepdims=True))
-      weight_Alm = fence(jnp.where(known, jnp.exp(score_Alm - peak_Al1), 0.0))
-      total_Al1 = jnp.maximum(weight_Alm.sum(-1, keepdims=True), TINY)
-      out_AlK = products(weight_Alm.astype(v.dtype), cut(v, keys, m), 2, 1) / total_Al1
-      log_Al = (peak_Al1 + jnp.log(total_Al1))[..., 0]
-      log_Al = jnp.where(runs.key_length[i] > 0, log_Al, MASKED)
-      return put(made[0], out_AlK, here, own), put(made[1], log_Al, here, own)
+    def turn(turn, made, l=l, m=m):  # noqa: E741
+      i, head = turn // A, turn % A
+      own_l, of_keys_1m = jnp.arange(l) < runs.length[i], jnp.arange(m)[None] < runs.key_length[i]
+      here, keys = (head, runs.start[i]), (head, runs.key_start[i])
+      score_lm = product(cut(q_ANK, here, l), cut(k_ANK, keys, m), 1, 1)
+      score_lm = jnp.where(of_keys_1m, score_lm, MASKED)
+      peak_l1 = fence(score_lm.max(-1, keepdims=True))
+      weight_lm = fence(jnp.where(of_keys_1m, jnp.exp(score_lm - peak_l1), 0.0))
+      total_l1 = jnp.maximum(weight_lm.sum(-1, keepdims=True), TINY)
+      out_lK = product(weight_lm.astype(v_ANK.dtype), cut(v_ANK, keys, m), 1, 0) / total_l1
+      log_l = (peak_l1 + jnp.log(total_l1))[:, 0]
+      log_l = jnp.where(runs.key_length[i] > 0, log_l, MASKED)
+      return put(made[0], out_lK, here, own_l), put(made[1], log_l, here, own_l)
 
-    made = lax.fori_loop(runs.edges[size], runs.edges[size + 1], turn, made)
-  out, log = made
-  return out[: R * L].reshape(q_RLAK.shape), log[: R * L].reshape(R, L, A)
+    made = lax.fori_loop(A * runs.edges[size], A * runs.edges[size + 1], turn, made)
+  return rows_of(made[0], R, L), rows_of(made[1], R, L)
 
 
 @functools.partial(jax.jit, static_argnames="sizes")
@@ -87,38 +89,37 @@ def backward(
 ) -> tuple[Array, Array, Array]:  # fmt: skip
   """Gradients of queries, keys and values, as `ops.flash.backward`."""
   along_RLA = (given_RLAK.astype(jnp.float32) * out_RLAK).sum(-1)
-  sizes = sizes or default_sizes(q_RLAK, k_RMAK)
-  L, K, M = q_RLAK.shape[1], q_RLAK.shape[3], k_RMAK.shape[1]
+  (R, L, A, K), M = q_RLAK.shape, k_RMAK.shape[1]
+  sizes = sizes or default_sizes("backward", L, M)
   sizes_L, sizes_M = windows(L, sizes), windows(M, sizes)
   runs = runs_of(segment_RL, segment_RM, sizes_L, sizes_M)
-  q, k, v, given = flat(q_RLAK), flat(k_RMAK), flat(v_RMAK), flat(given_RLAK)
-  log, along = flat(log_RLA), flat(along_RLA)
-  made = jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v)
+  q_ANK, k_ANK, v_ANK = flat(q_RLAK * K**-0.5), flat(k_RMAK), flat(v_RMAK)
+  given_ANK, log_AN, along_AN = flat(given_RLAK), flat(log_RLA), flat(along_RLA)
+  made = jnp.zeros_like(q_ANK), jnp.zeros_like(k_ANK), jnp.zeros_like(v_ANK)
   for size, (l, m) in enumerate(zip(sizes_L, sizes_M)):  # noqa: E741
 
-    def turn(i, made, l=l, m=m):  # noqa: E741
-      here, own, keys = runs.start[i], jnp.arange(l) < runs.length[i], runs.key_start[i]
-      of_keys = jnp.arange(m) < runs.key_length[i]
-      q_AlK, given_AlK = cut(q, here, l), cut(given, here, l)
-      k_AmK, v_AmK = cut(k, keys, m), cut(v, keys, m)
-      score_Alm = products(q_AlK, k_AmK, 2, 2) * K**-0.5 - cut(log, here, l)[..., None]
-      both = (own[:, None] & of_keys[None])[None]
-      weight_Alm = fence(jnp.where(both, jnp.exp(score_Alm), 0.0))
-      to_weight_Alm = products(given_AlK, v_AmK, 2, 2) - cut(along, here, l)[..., None]
-      to_score_Alm = fence((weight_Alm * to_weight_Alm * K**-0.5).astype(q.dtype))
-      to_v_AmK = products(weight_Alm.astype(v.dtype), given_AlK, 1, 1)
-      to_q_AlK = products(to_score_Alm, k_AmK, 2, 1)
-      to_k_AmK = products(to_score_Alm, q_AlK, 1, 1)
+    def turn(turn, made, l=l, m=m):  # noqa: E741
+      i, head = turn // A, turn % A
+      own_l, of_keys_m = jnp.arange(l) < runs.length[i], jnp.arange(m) < runs.key_length[i]
+      here, keys = (head, runs.start[i]), (head, runs.key_start[i])
+      q_lK, given_lK = cut(q_ANK, here, l), cut(given_ANK, here, l)
+      k_mK, v_mK = cut(k_ANK, keys, m), cut(v_ANK, keys, m)
+      # Keys first: two of the three gradients then are products over the last axis.
+      score_ml = product(k_mK, q_lK, 1, 1) - cut(log_AN, here, l)[None]
+      weight_ml = fence(jnp.where(of_keys_m[:, None] & own_l[None], jnp.exp(score_ml), 0.0))
+      to_weight_ml = product(v_mK, given_lK, 1, 1) - cut(along_AN, here, l)[None]
+      to_score_ml = fence((weight_ml * to_weight_ml).astype(q_ANK.dtype))
+      to_q_lK = product(to_score_ml, k_mK, 0, 0) * K**-0.5
+      to_k_mK = product(to_score_ml, q_lK, 1, 0)
+      to_v_mK = product(weight_ml.astype(v_ANK.dtype), given_lK, 1, 0)
       return (
-        put(made[0], to_q_AlK, here, own), put(made[1], to_k_AmK, keys, of_keys),
-        put(made[2], to_v_AmK, keys, of_keys),
+        put(made[0], to_q_lK, here, own_l), put(made[1], to_k_mK, keys, of_keys_m),
+        put(made[2], to_v_mK, keys, of_keys_m),
       )  # fmt: skip
 
-    made = lax.fori_loop(runs.edges[size], runs.edges[size + 1], turn, made)
-  return tuple(
-    x[: like.shape[0] * like.shape[1]].reshape(like.shape)
-    for x, like in zip(made, (q_RLAK, k_RMAK, v_RMAK))
-  )
+    made = lax.fori_loop(A * runs.edges[size], A * runs.edges[size + 1], turn, made)
+  to_q, to_k, to_v = made
+  return rows_of(to_q, R, L), rows_of(to_k, R, M), rows_of(to_v, R, M)
 
 
 def runs_of(
@@ -147,9 +148,9 @@ def runs_of(
   return Runs(start[order], length[order], key_start[order], key_length[order], edges)
 
 
-def default_sizes(q_RLAK: Array, k_RMAK: Array) -> int:
-  """Sizes of windows of rows as long as these."""
-  return min(SIZES, math.ceil(max(q_RLAK.shape[1], k_RMAK.shape[1]) / LEAST))
+def default_sizes(way: str, length: int, key_length: int) -> int:
+  """Sizes of windows of rows of these lengths."""
+  return min(SIZES[way], math.ceil(max(length, key_length) / LEAST))
 
 
 def windows(length: int, sizes: int) -> list[int]:
@@ -157,21 +158,35 @@ def windows(length: int, sizes: int) -> list[int]:
   return [math.ceil(length * (size + 1) / sizes) for size in range(sizes)]
 
 
-def flat(x_RL: Array) -> Array:
-  """Tokens of all rows one after the other, and room for a window that begins at the last."""
-  L = x_RL.shape[1]
-  x_N = x_RL.reshape(-1, *x_RL.shape[2:])
-  return fence(jnp.pad(x_N, ((0, L), *((0, 0),) * (x_N.ndim - 1))))
+def product(a: Array, b: Array, over_a: int, over_b: int) -> Array:
+  """A product of two matrices over these axes, accumulated in float32."""
+  over = ((over_a,), (over_b,)), ((), ())
+  return lax.dot_general(a, b, over, preferred_element_type=jnp.float32)
 
 
-def cut(x_NA: Array, start: Array, size: int) -> Array:
-  """A window, its heads first."""
-  return lax.dynamic_slice_in_dim(x_NA, start, size).swapaxes(0, 1)
+def flat(x_RLA: Array) -> Array:
+  """Heads first, the tokens of all rows one after the other, and room for a window that begins at
+  the last."""
+  x_NA = x_RLA.reshape(-1, *x_RLA.shape[2:])
+  room = ((0, 0), (0, x_RLA.shape[1]), *((0, 0),) * (x_NA.ndim - 2))
+  return fence(jnp.pad(x_NA.swapaxes(0, 1), room))
 
 
-def put(x_NA: Array, new_An: Array, start: Array, own: Array) -> Array:
+def rows_of(x_AN: Array, rows: int, length: int) -> Array:
+  """Rows of tokens, heads behind them: inverse of `flat`."""
+  x_NA = fence(x_AN[:, : rows * length].swapaxes(0, 1))
+  return x_NA.reshape(rows, length, *x_NA.shape[1:])
+
+
+def cut(x_AN: Array, place: tuple, size: int) -> Array:
+  """A window of one head.  place: (head, token) where it begins."""
+  place = (*place, *(0,) * (x_AN.ndim - 2))
+  return lax.dynamic_slice(x_AN, place, (1, size, *x_AN.shape[2:]))[0]
+
+
+def put(x_AN: Array, new_n: Array, place: tuple, own_n: Array) -> Array:
   """Writes a window back where it is the segment's own."""
-  old = lax.dynamic_slice_in_dim(x_NA, start, new_An.shape[1])
-  own = own.reshape(-1, *(1,) * (x_NA.ndim - 1))
-  new = jnp.where(own, new_An.swapaxes(0, 1).astype(x_NA.dtype), old)
-  return lax.dynamic_update_slice_in_dim(x_NA, new, start, 0)
+  old_n = cut(x_AN, place, len(own_n))
+  own = own_n.reshape(-1, *(1,) * (new_n.ndim - 1))
+  new_n = jnp.where(own, new_n.astype(x_AN.dtype), old_n)
+  return lax.dynamic_update_slice(x_AN, new_n[None], (*place, *(0,) * (x_AN.ndim - 2)))

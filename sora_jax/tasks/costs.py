@@ -91,7 +91,7 @@ def product_flops(
   and is left to the kernels otherwise, as `ops.flash.attend` chooses.
   """
   flops = 2.0 * (sizes.token * row_len + sizes.text * text_row_len + sizes.slot * slots)
-  pairs = sum(row_len * n for n in (row_len, text_row_len) if row_len * n <= flash.SHORT)
+  pairs = sum(row_len * n for n in (row_len, text_row_len) if row_len * n < flash.SHORT)
   flops += 4.0 * dit.depth * dit.width * pairs
   words = 4.0 * text.depth * text.heads * text.head_size * text_row_len**2
   return Pass(flops, 2.0 * sizes.encoder * text_row_len + words)

@@ -191,3 +191,32 @@ def test_prompts_keep_their_place_where_frames_are_not_shown():
 def test_prompts_that_do_not_follow_each_other_are_refused(begins):
   with pytest.raises(ValueError, match="of 13; the first begins at 0"):
     timeline.blank([(frame, "p") for frame in begins], 13, (6, 4), 8.0)
+
+
+def test_a_known_region_does_not_show_by_its_edge():
+  known_THW = np.zeros((4, 12, 40), bool)
+  known_THW[:2, :, :10], known_THW[3] = True, True
+  truth_THWC = np.full((4, 12, 40, 3), 250, np.uint8)
+  made_THWC = truth_THWC - np.uint8(20)
+  made_THWC[1] = 255  # what is added never wraps around
+  line = timeline.Timeline("p", 8.0, np.where(known_THW[..., None], truth_THWC, 0), known_THW)
+  before_THWC = made_THWC.copy()
+  got = line.blended(made_THWC, 4.0)
+  np.testing.assert_array_equal(made_THWC, before_THWC)
+  np.testing.assert_array_equal(got[known_THW], made_THWC[known_THW])
+  np.testing.assert_array_equal(got[2:], made_THWC[2:])
+  want_W = np.rint(230 + 20 * np.exp(-np.arange(1, 31) / 4.0))
+  np.testing.assert_array_equal(got[0, :, 10:], np.broadcast_to(want_W[:, None], (12, 30, 3)))
+  assert got[0, 0, 10, 0] == 246 and got[0, 0, -1, 0] == 230
+  np.testing.assert_array_equal(got[1, 0, 10:13, 0], [251, 252, 253])
+
+
+def test_the_difference_of_the_nearest_known_pixel_is_what_is_added():
+  known_THW = np.zeros((1, 2, 30), bool)
+  known_THW[..., :3] = known_THW[..., -3:] = True
+  pixels_THWC = np.zeros((1, 2, 30, 3), np.uint8)
+  pixels_THWC[:, :, :3], pixels_THWC[:, 1, -3:] = 120, 80
+  line = timeline.Timeline("p", 8.0, pixels_THWC, known_THW)
+  got = line.blended(np.full_like(pixels_THWC, 100), 2.0)[0, ..., 0].astype(int) - 100
+  assert (np.diff(got[:, 3:15]) <= 0).all() and got[0, 3] == got[1, 3] == 12
+  assert got[1, 26] == -12 and got[0, 26] == -61

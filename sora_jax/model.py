@@ -230,7 +230,7 @@ class Model(verbs.Verbs):
     videos = []
     for line, latent_thwZ in zip(lines, latents):
       decoded_THWC = self.decode(latent_thwZ, line.frames, line.size)
-      videos.append(line.finish(line.blended(decoded_THWC, self._f_s)))
+      videos.append(line.finish(line.blended(decoded_THWC, float(self._f_s))))
     return videos if several else videos[0]
 
   def encode(self, video_THWC: np.ndarray) -> np.ndarray:

@@ -126,7 +126,7 @@ class Maker:
       np.ascontiguousarray(video[:, : line.size[1], : line.size[0]])
       for line, video in zip(lines, coded)
     ]
-    reach = self.model.autoencoder.spatial
+    reach = float(self.model.autoencoder.spatial)
     return [line.finish(line.blended(video, reach)) for line, video in zip(lines, cut)]
 
   def paste(self, lines):

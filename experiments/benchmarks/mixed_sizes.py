@@ -14,6 +14,9 @@ out over the cores, as in training; PyTorch has as many threads.
   torch     PyTorch's plain DiT (torch_dit.py), padded to the longest; equal: all of one length, as
             `equal` of ours. eager and torch.compile, the same threads
 
+Ratios are given of the best times, of the middle ones, and as the middle of those within each
+round, where both were timed within seconds: on a machine whose speed wanders these say most.
+
 The last line is one JSON object.
 """
 
@@ -132,6 +135,29 @@ def add_torch(config, lengths, steps, tokens, about):
       steps[name], tokens[name] = step, sum(of)
 
 
+def rates(tokens, times):
+  """Real tokens a second of each way, all buckets together, from seconds or arrays of them."""
+  found = {name: tokens[name] / times[name] for name in tokens}
+  of_buckets = [found.pop(name) for name in list(found) if name.startswith("bucket")]
+  return found | {"buckets": 1 / np.mean([1 / one for one in of_buckets], axis=0)}
+
+
+def ratios(rate):
+  """How much faster one way is than another."""
+  found = {
+    "packed_over_padded": rate["packed"] / rate["padded"],
+    "packed_over_buckets": rate["packed"] / rate["buckets"],
+  }
+  if any(name.startswith("torch") for name in rate):
+    best = {
+      of: np.maximum(rate[f"torch {of} eager"], rate[f"torch {of} compiled"])
+      for of in ("padded", "equal")
+    }
+    found["equal_over_torch"] = rate["equal"] / best["equal"]
+    found["packed_over_torch_padded"] = rate["packed"] / best["padded"]
+  return found
+
+
 def measure(name, seconds, with_torch):
   """All figures of a size of network."""
   config = dataclasses.replace(train_step.SIZES[name]["config"], mlp_activation="gelu_tanh")
@@ -140,25 +166,17 @@ def measure(name, seconds, with_torch):
     add_torch(config, lengths, steps, tokens, about)
   times = train_step.time_in_turn({**steps, "matmul": train_step.matmul()}, seconds)
   found = {"size": name, "steps_timed": len(times["matmul"])} | about
+  taken = {name: each[:, 0] for name, each in times.items()}
   for kind, reduce in (("best", np.min), ("middle", np.median)):
-    rate = {name: tokens[name] / reduce(times[name][:, 0]) for name in steps}
-    of_buckets = [rate.pop(name) for name in list(rate) if name.startswith("bucket")]
-    rate["buckets"] = 1 / np.mean([1 / one for one in of_buckets])
-    ratios = {
-      "packed_over_padded": rate["packed"] / rate["padded"],
-      "packed_over_buckets": rate["packed"] / rate["buckets"],
-    }
-    if with_torch:
-      best = {k: max(rate[f"torch {k} {way}"] for way in ("eager", "compiled")) for k in lengths}
-      ratios |= {
-        "equal_over_torch": rate["equal"] / best["equal"],
-        "packed_over_torch_padded": rate["packed"] / best["padded"],
-      }
+    reduced = {name: reduce(each) for name, each in taken.items()}
+    rate = rates(tokens, reduced)
     found[kind] = {
       "tokens_per_sec": {name: round(one) for name, one in rate.items()},
-      "matmul_gflops": round(2 * 2048**3 / reduce(times["matmul"][:, 0]) / 1e9),
-      **{name: round(float(one), 3) for name, one in ratios.items()},
+      "matmul_gflops": round(2 * 2048**3 / reduced["matmul"] / 1e9),
+      **{name: round(float(one), 3) for name, one in ratios(rate).items()},
     }
+  in_turn = ratios(rates(tokens, taken))
+  found["within_rounds"] = {name: round(float(np.median(r)), 3) for name, r in in_turn.items()}
   return found
 
 

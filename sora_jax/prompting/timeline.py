@@ -116,7 +116,7 @@ class Timeline:
 
     The autoencoder gives no pixel back quite as it was. By how much it missed the nearest known
     pixel of the same frame is added to what was made, times exp(-distance / reach): a feathered,
-    local form of seamless cloning (Perez et al. 2003). Frames that are known as a whole or not at
+    local form of seamless cloning (Pérez et al. 2003). Frames that are known as a whole or not at
     all stay as they are.
 
     Args: reach: in pixels.

@@ -24,6 +24,8 @@ from jax._src import distributed  # its client has no public name
 
 HEARTBEAT_SECONDS = 30
 """Silence after which a process counts as dead and the others end."""
+WORD_SECONDS = 10
+"""How long a process that JAX aborts waits for word of another; a busy machine took more than 1."""
 RUNTIME = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 """How errors begin that another process may have caused."""
 
@@ -54,12 +56,13 @@ class Watch:
   def _aborted(self, signum: int) -> None:
     """Leaves the thread the time to say which process; it may not come to it where it is process 0.
     Where that one can be reached, the fault is this process's own."""
-    time.sleep(1)
     host, port = distributed.global_state.coordinator_address.rsplit(":", 1)
-    try:
-      socket.create_connection((host, int(port)), 1).close()
-    except OSError:
-      _end(0)
+    for _ in range(WORD_SECONDS):
+      time.sleep(1)
+      try:
+        socket.create_connection((host, int(port)), 1).close()
+      except OSError:
+        _end(0)
     ctypes.CDLL(None).signal(signal.SIGABRT, signal.SIG_DFL)
     os.abort()
 

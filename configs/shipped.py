@@ -29,8 +29,9 @@ focus: one object, plain, small; all but a few clips prompted with whole latents
 mixed: the same of more kinds, among text alone. polish: tasks again, with more that is cut.
 motion: three quarters prompted, half of all with whole latents, most of it near pure noise.
 The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour,
-prompted three times, tasks twice, and then the last three, 11 hours in all, as its provenance
-tells; what it came to is in experiments/shipped, why aspects changed in experiments/latents.
+prompted three times, tasks twice, focus, mixed and polish, 11 hours in all, as its provenance
+tells, and motion not yet; what it came to is in experiments/shipped, why aspects changed in
+experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 

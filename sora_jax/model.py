@@ -229,9 +229,15 @@ class Model(verbs.Verbs):
       latents[i] = latent_thwZ
     videos = []
     for line, latent_thwZ in zip(lines, latents):
-      decoded_THWC = self.decode(latent_thwZ, line.frames, line.size)
-      videos.append(line.finish(line.blended(decoded_THWC, float(self._f_s))))
+      videos.append(self.finish(line, self.decode(latent_thwZ, line.frames, line.size)))
     return videos if several else videos[0]
+
+  def finish(self, line: Timeline, decoded_THWC: np.ndarray) -> np.ndarray:
+    """What a timeline knows in its place among decoded pixels, which are blended with it.
+
+    Args: decoded_THWC: uint8 [T, H, W, 3].  Returns: uint8 [n, H, W, 3], all of the result.
+    """
+    return line.finish(line.blended(decoded_THWC, self._f_s))
 
   def encode(self, video_THWC: np.ndarray) -> np.ndarray:
     """Latents of a video of any size and length, which is edge-padded to what the VAE needs.

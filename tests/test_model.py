@@ -18,7 +18,7 @@ from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
-from sora_jax.prompting import tasks
+from sora_jax.prompting import tasks, timeline
 from sora_jax.tasks import sections
 from sora_jax.weights import folder, store
 from sora_jax.weights.folder import Network
@@ -203,6 +203,27 @@ def test_verbs_give_back_what_they_are_given_and_make_the_rest(model):
   assert (video[:, :4] != some[:, :4]).any()
   np.testing.assert_array_equal(model.outpaint(some, PROMPT, (16, 8))[:, :, 4:12], some)
   np.testing.assert_array_equal(model.interpolate(some, PROMPT, 2)[::2], some)
+
+
+class Decoded(timeline.Timeline):
+  """Gives back what the autoencoder made, as it is."""
+
+  def blended(self, made_THWC, reach):
+    return made_THWC
+
+  def finish(self, made_THWC):
+    return made_THWC
+
+
+def test_what_is_made_beside_a_known_region_is_blended_with_it(model):
+  mask = np.zeros((1, 8, 8), bool)
+  mask[:, :4] = True
+  line = tasks.inpaint(clip(5), mask, PROMPT, None, 8.0)
+  as_it_is = Decoded(**{f.name: getattr(line, f.name) for f in dataclasses.fields(line)})
+  made, decoded = (model.make(each, seed=0, steps=2) for each in (line, as_it_is))
+  reach = model.autoencoder.spatial
+  np.testing.assert_array_equal(made, line.finish(line.blended(decoded, reach)))
+  assert (made != line.finish(decoded)).any()
 
 
 def test_what_is_known_reaches_the_network_at_its_place(model):

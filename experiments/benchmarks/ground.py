@@ -122,12 +122,10 @@ class Maker:
   def truth(self, lines, videos):
     """The true videos as the autoencoder gives them back, and what is known pasted over them."""
     coded = [self.model.decode(self.model.encode(video), len(video)) for video in videos]
-    cut = [
-      np.ascontiguousarray(video[:, : line.size[1], : line.size[0]])
+    return [
+      self.model.finish(line, np.ascontiguousarray(video[:, : line.size[1], : line.size[0]]))
       for line, video in zip(lines, coded)
     ]
-    reach = float(self.model.autoencoder.spatial)
-    return [line.finish(line.blended(video, reach)) for line, video in zip(lines, cut)]
 
   def paste(self, lines):
     """From text alone, and what is known pasted over it."""

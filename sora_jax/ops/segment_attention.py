@@ -62,8 +62,8 @@ def forward(
   made = jnp.zeros_like(q_ANK), jnp.full(q_ANK.shape[:2], MASKED, jnp.float32)
   for size, (l, m) in enumerate(zip(sizes_L, sizes_M)):  # noqa: E741
 
-    def turn(turn, made, l=l, m=m):  # noqa: E741
-      i, head = turn // A, turn % A
+    def turn(number, made, l=l, m=m):  # noqa: E741
+      i, head = number // A, number % A
       own_l, of_keys_1m = jnp.arange(l) < runs.length[i], jnp.arange(m)[None] < runs.key_length[i]
       here, keys = (head, runs.start[i]), (head, runs.key_start[i])
       score_lm = product(cut(q_ANK, here, l), cut(k_ANK, keys, m), 1, 1)
@@ -98,8 +98,8 @@ def backward(
   made = jnp.zeros_like(q_ANK), jnp.zeros_like(k_ANK), jnp.zeros_like(v_ANK)
   for size, (l, m) in enumerate(zip(sizes_L, sizes_M)):  # noqa: E741
 
-    def turn(turn, made, l=l, m=m):  # noqa: E741
-      i, head = turn // A, turn % A
+    def turn(number, made, l=l, m=m):  # noqa: E741
+      i, head = number // A, number % A
       own_l, of_keys_m = jnp.arange(l) < runs.length[i], jnp.arange(m) < runs.key_length[i]
       here, keys = (head, runs.start[i]), (head, runs.key_start[i])
       q_lK, given_lK = cut(q_ANK, here, l), cut(given_ANK, here, l)

@@ -50,6 +50,9 @@ AXIS_RULES = (
 )
 """(logical axis, mesh axes): modules name the left, only this file the right."""
 
+LEAST_SHARED = 1 << 15
+"""Entries of a matrix that is worth being made orthogonal by several devices together."""
+
 CONTEXT_METHODS = ("auto", "ring", "ulysses")
 
 
@@ -120,7 +123,7 @@ def fitting(mesh: Mesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -
   return NamedSharding(mesh, spec(*kept))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
@@ -145,8 +148,11 @@ def of_tree(mesh: Mesh, axes: Any) -> Any:
   )
 
 
-def of_state(mesh: Mesh, shapes: Any, axes: Any) -> Any:
+def of_state(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any) -> Any:
   """Shardings of a training state: what has a parameter's name and shape lies as it does.
+
+  Muon's momentum is shared out over the data axis as well. Its matrices are made orthogonal where
+  they lie, so that each device does a part of what all of them would do alike.
 
   Args:
     shapes: the state's tree; parameters, their averages and the optimizer's moments are found in
@@ -166,10 +172,34 @@ def of_state(mesh: Mesh, shapes: Any, axes: Any) -> Any:
     for start in range(len(path)):
       names = named.get(path[start:])
       if names is not None and len(names) == leaf.ndim:
-        return NamedSharding(mesh, spec(*names))
+        made = spec(*names)
+        if "muon" in path[:start]:
+          made = shared_out(mesh, made, names, leaf.shape)
+        return NamedSharding(mesh, made)
     return whole
 
   return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def shared_out(
+  mesh: Mesh | AbstractMesh, whole: PartitionSpec, names: tuple[str, ...], shape: tuple[int, ...]
+) -> PartitionSpec:
+  """The partition of an array that the data axis splits too, if it can do so evenly.
+
+  It splits layers, which have nothing to do with each other, or else the longest axis, best one
+  that the mesh leaves whole, of arrays of `LEAST_SHARED` entries or more.
+
+  Args: whole: the partition to begin with.  names: logical axes of the array.  shape: its sizes.
+  """
+  n, cut = mesh.shape["data"], [parts(mesh, name) for name in names]
+  fit = [i for i, size in enumerate(shape) if size % (n * cut[i]) == 0]
+  layers = [i for i in fit if names[i] == "layers"]
+  if n == 1 or not fit or (not layers and int(np.prod(shape)) < LEAST_SHARED):
+    return whole
+  split = layers[0] if layers else max(fit, key=lambda i: (cut[i] == 1, shape[i]))
+  over = list(whole)
+  over[split] = (*_over(names[split]), "data")
+  return PartitionSpec(*over)
 
 
 def _plain(path: tuple) -> tuple[str, ...]:

@@ -94,6 +94,27 @@ def test_the_state_lies_as_its_parameters_do():
 
 
 @pytest.mark.parametrize(
+  "names, shape, lies",
+  [
+    (("layers", "width", "mlp"), (6, 8, 8), (("data",), "fsdp", "tensor")),
+    (("layers", "width", "mlp"), (5, 8, 8), (None, "fsdp", "tensor")),  # too small to be split
+    (("layers", "width", "mlp"), (5, 256, 64), (None, "fsdp", ("tensor", "data"))),
+    (("patch", "width"), (256, 256), (("data",), "fsdp")),
+    (("patch", "width"), (257, 256), (None, ("fsdp", "data"))),
+    (("patch", "width"), (257, 258), (None, "fsdp")),
+  ],
+)
+def test_momentum_that_is_made_orthogonal_is_shared_out_over_the_data_axis_too(names, shape, lies):
+  mesh = jax.sharding.AbstractMesh((2, 2, 1, 1), sharding.MESH_AXES)
+  axes, leaf = {"w": names}, {"w": np.zeros(shape)}
+  state = {"opt": {"muon": {"mu": leaf}, "adam": {"mu": leaf}}, "params": leaf}
+  made = jax.tree.map(lambda x: x.spec, sharding.of_state(mesh, state, axes))
+  assert made["opt"]["muon"]["mu"]["w"] == PartitionSpec(*lies)
+  assert made["opt"]["adam"] == {"mu": made["params"]}
+  assert made["params"]["w"] == sharding.spec(*names)
+
+
+@pytest.mark.parametrize(
   "shape, method, message",
   [
     ((1, 1, 2, 1), "rings", "'rings'; allowed: auto, ring, ulysses"),

@@ -144,9 +144,15 @@ def valid_positions(
 
   dilate: of the input: entries lie that far apart, with nothing between. spread: of the kernel.
   """
-  at = np.arange(out)[:, None] * stride + np.arange(kernel)[None] * spread - pad[0]
-  inside = (at >= 0) & (at <= (size - 1) * dilate)
-  return int((inside & (at % dilate == 0)).sum())
+  begin = pad[0] - np.arange(kernel) * spread  # where the input begins, from output 0, for each
+  period = dilate // math.gcd(stride, dilate)  # of the outputs that meet an entry
+  first = np.full(dilate, out)  # by begin's remainder; `out` lies beyond all of them
+  first[np.arange(period) * stride % dilate] = np.arange(period)
+  first = first[begin % dilate]
+  low = np.maximum(-(-begin // stride), 0)
+  high = np.minimum((begin + (size - 1) * dilate) // stride, out - 1)
+  count = (high - first) // period - -(-(low - first) // period) + 1
+  return int(np.where(first < out, np.maximum(count, 0), 0).sum())
 
 
 def _window(i: Instruction) -> list[tuple[list | None, object]]:

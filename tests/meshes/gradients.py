@@ -1,7 +1,8 @@
 """First loss and gradients of text to video on meshes of eight devices, against one device.
 
 One JSON line a mesh: its name, the worst relative difference of a leaf (of loss, sums and
-gradients), and how many parameters are stored in parts.
+gradients), and how many parameters are stored in parts. A last line, "muon": the same of the update
+that Muon makes of the blocks' gradients on one mesh, and what share of its momentum a device holds.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 from sora_jax.tasks.text_to_video import DiffusionConfig, TextToVideo
-from sora_jax.train import step
+from sora_jax.train import optimizer, step
 
 R, L, S, M = 8, 64, 6, 32
 MESHES = (
@@ -80,6 +81,35 @@ def run(task, params, batch, mesh, accumulate=1):
   return first(params, batch)
 
 
+def update(axes, params, grads, mesh=None):
+  """Muon's update for these gradients, and its state, placed as in training."""
+  transform = optimizer.make(optimizer.OptimizerConfig(name="muon"), axes)
+  state = transform.init(params)
+  if mesh is not None:
+    state = jax.device_put(state, sharding.of_state(mesh, state, axes))
+  return jax.jit(transform.update)(grads, state, params)[0], state
+
+
+def muon(axes, params, grads) -> dict:
+  """How far the update on a mesh is from that on one device, and what share of the momentum of all
+  matrices a device holds."""
+  mesh = sharding.make_mesh((2, 2, 2, 1))
+  want, _ = update(axes, params, grads)
+  got, state = update(axes, jax.device_put(params, sharding.of_tree(mesh, axes)), grads, mesh)
+  leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+  held = [x for path, x in leaves if "muon" in str(path) and x.ndim > 1]
+  here = sum(x.addressable_shards[0].data.size for x in held) / sum(x.size for x in held)
+  return {"name": "muon", "error": worst(jax.device_get(got), jax.device_get(want)), "share": here}
+
+
+def worst(got, want) -> float:
+  """The largest difference of two trees, each leaf's over its largest value."""
+  error = jax.tree.map(
+    lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)), got, want
+  )
+  return max(jax.tree.leaves(error))
+
+
 def main():
   alone, rows = task(), batch()
   params = noisy(alone)
@@ -90,12 +120,11 @@ def main():
     placed = jax.device_put(params, sharding.of_tree(mesh, on.axes()))
     put = sharding.put_batch(mesh, rows, on.batch_axes())
     got = jax.device_get(run(on, placed, put, mesh))
-    error = jax.tree.map(
-      lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)), got, want
-    )
     parts = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(placed))
     name = f"{'x'.join(map(str, shape))} {method}"
-    print(json.dumps({"name": name, "error": max(jax.tree.leaves(error)), "parts": parts}))
+    print(json.dumps({"name": name, "error": worst(got, want), "parts": parts}))
+  trees = (alone.axes(), params, want[1])
+  print(json.dumps(muon(*(tree["dit"]["blocks"] for tree in trees))))
 
 
 if __name__ == "__main__":

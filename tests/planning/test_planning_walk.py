@@ -191,6 +191,11 @@ def test_convolutions_count_the_pairs_that_meet_an_entry(size, kernel, stride, p
   assert walk.valid_positions(size, kernel, out, stride, pad, dilate, 1) == int(count.sum())
 
 
+def test_a_window_as_wide_as_many_rows_is_counted_without_a_table():
+  n = 1 << 20  # the compiler writes some products over rows as convolutions
+  assert walk.valid_positions(n, n, n, 1, (n - 1, 0), 1, 1) == n * (n + 1) // 2
+
+
 @pytest.mark.parametrize("depth", [2, 4])
 def test_a_scanned_program_costs_what_its_unrolled_one_does(depth):
   w = jnp.ones((depth, 24, 24))

@@ -142,6 +142,7 @@ def last_legs(c: ConfigDict, size: str) -> None:
   if size == "motion":
     w.motions = ("constant",) * 12 + ("bounce", "gravity", "cut") * 6 + ("morph", "swing") * 2
     w.frames, w.image_fraction, w.num_clips, w.seed = (17, 17, 25), 0.1, 16384, 41
+    w.slowest = 0.3  # or how fast a thing is follows from where it is, and nothing learns to see it
     shares = {"head": 0.4, "tail": 0.12, "both": 0.12, "first": 0.03, "boxes": 0.03}
     d.prompts.update(shares | {"ends": 0.02, "keyframes": 0.02, "random": 0.02})
     d.prompts.near_noise = 0.75

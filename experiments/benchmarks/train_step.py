@@ -186,15 +186,19 @@ def serve(name: str):
 
 
 def time_in_turn(runs: dict, seconds: float) -> dict[str, np.ndarray]:
-  """Seconds and CPU seconds of every call, all functions called in turn: name -> `[n, 2]`."""
-  times = collections.defaultdict(list)
+  """Seconds and CPU seconds of every call: name -> `[n, 2]`.
+
+  All functions are called once a round, in another order each time: what one leaves in the caches,
+  or lets the cores cool down by, falls on each of the others alike.
+  """
+  times, order = collections.defaultdict(list), np.random.default_rng(0)
   for run in runs.values():
     run()
     run()
   end = time.perf_counter() + seconds
   while time.perf_counter() < end or len(times["matmul"]) < 9:
-    for name, run in runs.items():
-      times[name].append(timed(run))
+    for name in order.permutation(list(runs)):
+      times[name].append(timed(runs[name]))
   return {name: np.array(values) for name, values in times.items()}
 
 

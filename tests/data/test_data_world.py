@@ -131,6 +131,8 @@ def test_build_writes_the_world_in_order(tmp_path, processes):
     ({"split": "tset"}, "tset"),
     ({"num_clips": 0}, "num_clips"),
     ({"radius": (0.2, 0.6)}, "radius"),
+    ({"slowest": 0.0}, r"slowest: got 0.0; must be in \[0.1, 1\]"),
+    ({"slowest": 1.5}, "slowest"),
     ({"styles": ()}, "styles is empty"),
     ({"split": "heldout", "colors": ("red",), "directions": ("up",)}, "heldout"),
   ],

@@ -30,6 +30,25 @@ def test_every_bounce_clip_bounces():
       assert (np.sign(velocity) != np.sign(velocity[0])).any(), clip.truth
 
 
+@pytest.mark.parametrize("motion", ["constant", "bounce", "cut", "morph"])
+def test_slow_objects_keep_what_their_motion_promises(motion):
+  def speeds(found):
+    return [np.linalg.norm(clip.truth["objects"][0]["velocity"][0]) for clip in found]
+
+  usual, slow = (clips(motion, 48, sizes=((48, 48),), slowest=least) for least in (1.0, 0.1))
+  assert min(speeds(slow)) < 0.4 * min(speeds(usual))
+  assert 0.4 < np.median(speeds(slow)) / np.median(speeds(usual)) < 0.7
+  for clip in slow:
+    record = clip.truth["objects"][0]
+    velocity = np.array(record["velocity"])
+    named = vocabulary.DIRECTIONS[record["direction"]]
+    assert velocity[0] @ named == pytest.approx(np.linalg.norm(velocity[0]), abs=1e-4)
+    whole = min(record["visibility"]) > 0.999
+    assert whole or motion == "morph", "what turns into another goes"
+    turned = (np.sign(velocity) != np.sign(velocity[0])).any()
+    assert turned if motion == "bounce" else motion != "constant" or not turned
+
+
 def test_every_swing_turns_and_begins_in_its_direction():
   for frames in (5, 9, 33):
     for clip in clips("swing", frames=frames):

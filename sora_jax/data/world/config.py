@@ -44,6 +44,7 @@ class WorldConfig:
   styles: Words = ("plain",)
   directions: Words = _WORDS["directions"]
   radius: Numbers = (0.14, 0.22)  # of a lone object, in short sides
+  slowest: float | int = 1.0  # least share of its usual speed at which a lone object moves or bounces
 
   def __post_init__(self):
     for name in ("levels", "motions", "sizes", "frames", "fps", "radius", *_WORDS):
@@ -117,6 +118,10 @@ class WorldConfig:
       raise ValueError(f"image_fraction: got {self.image_fraction}; must be in [0, 1]")
     if len(self.radius) != 2 or not 0.05 <= self.radius[0] <= self.radius[1] <= 0.3:
       raise ValueError(f"radius: got {self.radius}; must be (low, high) within [0.05, 0.3]")
+    if not 0.1 <= self.slowest <= 1.0:
+      raise ValueError(
+        f"slowest: got {self.slowest}; must be in [0.1, 1], a share of an object's usual speed"
+      )
     if self.num_clips < 1:
       raise ValueError(f"num_clips: got {self.num_clips}; must be at least 1")
     if self.split == "heldout" and (self.image_fraction == 1.0 or max(self.frames) == 1):

@@ -44,11 +44,12 @@ def ways(box, direction: str) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def straight(brief: Brief, box, direction: str):
-  """Start and velocity of a straight path inside a box: as fast as SPEED and the room allow."""
+  """Start and velocity of a straight path inside a box: as fast as SPEED and the room allow, or
+  slower where the config says so."""
   unit_2, room_2, longest = ways(box, direction)
   high = min(SPEED[1] * brief.duration, 0.98 * longest)
   low = min(SPEED[0] * brief.duration, 0.6 * high)
-  path_2 = unit_2 * brief.rng.uniform(low, high)
+  path_2 = unit_2 * brief.rng.uniform(low, high) * brief.pace()
   low_2 = np.asarray(box[:2]) - np.minimum(path_2, 0)
   start_2 = low_2 + brief.rng.uniform(size=2) * (room_2 - np.abs(path_2))
   return start_2, path_2 / brief.duration
@@ -66,7 +67,7 @@ def _constant(brief: Brief, box, direction):
 def _bounce(brief: Brief, box, direction):
   """Starts so that the first wall is met between 30 % and 70 % of the clip."""
   unit_2 = np.asarray(DIRECTIONS[direction])
-  path = max(0.3, brief.rng.uniform(0.6, 1.1) * brief.duration)
+  path = max(0.3, brief.rng.uniform(0.6, 1.1) * brief.duration) * brief.pace()
   before = brief.rng.uniform(0.3, 0.7) * path
   start_2 = anywhere(brief, box)
   axes = [axis for axis in (0, 1) if unit_2[axis]]

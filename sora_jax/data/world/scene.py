@@ -96,6 +96,12 @@ class Brief:
     code = vocabulary.SPLITS.index(self.config.split)
     return (round(radius * _GRAIN / 4) * 4 + code) / _GRAIN
 
+  def pace(self) -> float:
+    """Share of its usual speed at which the object moves. Of 1 nothing is drawn, so that a world
+    without slow objects is the same with and without the choice."""
+    slowest = self.config.slowest
+    return 1.0 if slowest == 1 else self.rng.uniform(slowest, 1.0)
+
   def room(self, shape: str, radius: float, margin: float = 0.02):
     """Where the centre may be so that the whole shape is in the frame: left, top, right, bottom."""
     left, top, right, bottom = (radius * side + margin for side in outline.EXTENT[shape])

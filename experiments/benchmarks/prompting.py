@@ -59,9 +59,13 @@ def animate(make):
   return figures
 
 
-def extend(make, motions=("constant",), backward=False):
-  """Half of a clip is given; is the object where it should be, and is the seam smooth?"""
-  given, made_frames = ground.clips(motions, ground.CLIPS.value), ground.FRAMES - ground.CONTEXT
+def extend(make, motions=("constant",), backward=False, slowest=1.0):
+  """Half of a clip is given; is the object where it should be, and is the seam smooth?
+
+  slowest: of the world; below 1 speeds are not given away by an object's place.
+  """
+  given = ground.clips(motions, ground.CLIPS.value, slowest=slowest)
+  made_frames = ground.FRAMES - ground.CONTEXT
   known = np.s_[-ground.CONTEXT :] if backward else np.s_[: ground.CONTEXT]
   lines = [
     tasks.extend(
@@ -93,6 +97,7 @@ def extend(make, motions=("constant",), backward=False):
   figures = ground.judged(ways, judge)
   del ways["last_velocity"]
   name = f"extend_{'backward' if backward else 'forward'}_{motions[0]}"
+  name += "_slow" if slowest < 1 else ""
   ground.sheet(name, [c.video_THWC for c in given], ways, [line.prompt for line in lines])
   return figures
 
@@ -346,6 +351,7 @@ TABLE = {
   "animate": animate,
   "extend_forward": extend,
   "extend_backward": lambda make: extend(make, backward=True),
+  "extend_slow": lambda make: extend(make, slowest=0.3),
   "extend_bounce": lambda make: extend(make, ("bounce",)),
   "extend_gravity": lambda make: extend(make, ("gravity",)),
   "loop": loop,

@@ -27,7 +27,8 @@ morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the s
 prompted, more that bounces, falls, swings or is cut, fewer stills, and some captions by shot.
 focus: one object, plain, small; all but a few clips prompted with whole latents, near pure noise.
 mixed: the same of more kinds, among text alone. polish: tasks again, with more that is cut.
-motion: three quarters prompted, half of all with whole latents, most of it near pure noise.
+motion: three quarters prompted, half of all with whole latents, most of it near pure noise; speeds
+from 0.3 of the usual on, so that they have to be seen.
 The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour,
 prompted three times, tasks twice, focus, mixed and polish, 11 hours in all, as its provenance
 tells, and motion not yet; what it came to is in experiments/shipped, why aspects changed in

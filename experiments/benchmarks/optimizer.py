@@ -14,6 +14,8 @@ JSON object.
 import dataclasses
 import json
 import os
+import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ from sora_jax.tasks import build
 from sora_jax.tasks.typed import typed
 from sora_jax.train import optimizer, processors
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # configs import each other
 CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py")
 SECONDS = flags.DEFINE_float("seconds", 20.0, "Seconds of timing.")
 

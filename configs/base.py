@@ -112,7 +112,7 @@ def world() -> ConfigDict:
     "right", "left", "up", "down", "up-right", "up-left", "down-right", "down-left",
   )  # fmt: skip
   c.radius = (0.14, 0.22)  # of a lone object, in short sides, within [0.05, 0.3]
-  c.slowest = 1.0  # least share of its usual speed at which a lone object moves on or bounces
+  c.slowest = 1.0  # least share of usual speeds: constant, bounce, cut and morph
   return c
 
 

@@ -119,7 +119,8 @@ def make(config: OptimizerConfig, axes: Any = None) -> optax.GradientTransformat
 
 def product_flops(config: OptimizerConfig, params: Any, axes: Any = None) -> float:
   """FLOPs of a step's matrix products: none of AdamW's, five Newton-Schulz iterations of Muon's,
-  X X^T, its square, and their sum times X, with X's shorter side first (Jordan et al. 2024)."""
+  X X^T, its square, and their sum times X, with X's shorter side first (Jordan et al. 2024). Each
+  is counted once; devices that hold a matrix whole make its products alike, and so repeat them."""
   if config.name != "muon":
     return 0.0
   costs = []

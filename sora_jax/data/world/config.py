@@ -44,7 +44,7 @@ class WorldConfig:
   styles: Words = ("plain",)
   directions: Words = _WORDS["directions"]
   radius: Numbers = (0.14, 0.22)  # of a lone object, in short sides
-  slowest: float | int = 1.0  # least share of its usual speed that a lone object has
+  slowest: float | int = 1.0  # least share of usual speeds: constant, bounce, cut, morph
 
   def __post_init__(self):
     for name in ("levels", "motions", "sizes", "frames", "fps", "radius", *_WORDS):

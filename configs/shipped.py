@@ -17,7 +17,13 @@
   python -m sora_jax.main --config=configs/shipped.py:polish --workdir=runs/dit8 \
     --config.train.steps=4200 --config.train.init_from=runs/dit7
   python -m sora_jax.main --config=configs/shipped.py:motion --workdir=runs/dit9 \
-    --config.train.minutes=110 --config.train.init_from=sora_jax/weights/tiny
+    --config.train.steps=1400 --config.train.init_from=runs/dit8
+  python -m sora_jax.main --config=configs/shipped.py:speed --workdir=runs/dit10 \
+    --config.train.minutes=18 --config.train.init_from=runs/dit9
+  python -m sora_jax.main --config=configs/shipped.py:paths --workdir=runs/dit11 \
+    --config.train.minutes=28 --config.train.init_from=runs/dit10
+  python -m sora_jax.main --config=configs/shipped.py:usual --workdir=runs/dit12 \
+    --config.train.minutes=33 --config.train.init_from=runs/dit11
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
@@ -28,11 +34,12 @@ prompted, more that bounces, falls, swings or is cut, fewer stills, and some cap
 focus: one object, plain, small; all but a few clips prompted with whole latents, near pure noise.
 mixed: the same of more kinds, among text alone. polish: tasks again, with more that is cut.
 motion: three quarters prompted, half of all with whole latents, most of it near pure noise; speeds
-from 0.3 of the usual on, so that they have to be seen.
+from 0.3 of the usual on, so that they have to be seen. speed: that alone, 32x32, 25 clips a step,
+told their first latents near pure noise. paths: the same at larger sizes, with last latents, both
+ends, and what bounces, falls or swings. usual: all kinds again, at 0.6 to 1 of the usual speed.
 The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour,
-prompted three times, tasks twice, focus, mixed and polish, 11 hours in all, as its provenance
-tells, and motion not yet; what it came to is in experiments/shipped, why aspects changed in
-experiments/latents.
+prompted three times, tasks twice, and each of the others once, 13 hours in all, as its provenance
+tells; what it came to is in experiments/shipped, why aspects changed in experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 
@@ -40,7 +47,7 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny
 
-TASKS = ("tasks", "focus", "mixed", "polish", "motion")
+TASKS = ("tasks", "focus", "mixed", "polish", "motion", "speed", "paths", "usual")
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
@@ -147,3 +154,27 @@ def last_legs(c: ConfigDict, size: str) -> None:
     shares = {"head": 0.4, "tail": 0.12, "both": 0.12, "first": 0.03, "boxes": 0.03}
     d.prompts.update(shares | {"ends": 0.02, "keyframes": 0.02, "random": 0.02})
     d.prompts.near_noise = 0.75
+  if size == "usual":
+    w.motions = ("constant",) * 10 + ("bounce", "gravity", "cut") * 5
+    w.motions += ("morph",) * 2 + ("swing",) * 3
+    w.frames, w.image_fraction, w.num_clips, w.seed = (17, 17, 25), 0.1, 10240, 53
+    w.slowest = 0.6
+    shares = {"head": 0.3, "tail": 0.15, "both": 0.12, "first": 0.04, "boxes": 0.04}
+    d.prompts.update(shares | {"ends": 0.03, "keyframes": 0.03, "random": 0.02})
+  if size in ("speed", "paths"):
+    w.levels, w.styles, w.motions = (1,), ("plain",), ("constant",)
+    w.sizes, w.frames, w.slowest = ((32, 32),), (17,), 0.3
+    w.image_fraction, w.num_clips, w.seed = 0.0, 12288, 51
+    d.rows, d.row_len, d.max_segments = 8, 240, 4
+    for name in ("first", "tail", "ends", "both", "keyframes", "random", "boxes"):
+      d.prompts[name] = 0.0
+    d.prompts.update({"head": 1.0, "near_noise": 1.0, "dropout": 0.0, "noise": 0.0})
+    d.prompts.update({"frame_times": 0.0, "variants": 1})
+    d.caption_dropout, d.caption_shots = 0.0, 0.0
+    c.optimizer.lr = 2e-3
+  if size == "paths":
+    w.motions = ("constant",) * 6 + ("bounce", "gravity") * 2 + ("swing",)
+    w.sizes, w.seed, w.slowest = 3 * SMALL[:1] + ASPECTS, 52, 0.4
+    d.rows, d.row_len, d.max_segments = 4, 512, 8
+    d.prompts.update({"head": 0.6, "tail": 0.2, "both": 0.2, "dropout": 0.05, "noise": 0.1})
+    d.caption_dropout = 0.05

@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sora_jax import model
-from sora_jax.tasks import build, report, sections
+from sora_jax.tasks import build, sections
 from sora_jax.tasks.typed import typed, without
 from sora_jax.train import (
   checkpoint,
@@ -103,6 +103,8 @@ def sample(plan: build.Plan, task, workdir: Path, about: dict) -> dict:
 
   Returns: the figures of samples and packing.
   """
+  from sora_jax.tasks import report  # its plots take a second, of every start without a report too
+
   e, world, start = plan.evaluation, plan.clips.world, time.perf_counter()
   asked = (
     report.wishes(world, e.prompts, e.sizes, e.frames)

@@ -191,6 +191,29 @@ def errors_at(clip, video, frame):
   return SHORT if np.isnan(away) else away
 
 
+def speed_read(clips, videos, known, end):
+  """How much farther made objects go for each pixel that true ones go farther, between the frames
+  `known` and `end`, with where they are at `known` held fixed: [slope, low, high].
+
+  1 = their speeds are read off what is known, 0 = guessed. For motion straight on.
+  """
+  rows = []
+  for clip, video in zip(clips, videos):
+    path, made_2 = truth_track(clip), track(video)[end]
+    way_2 = path[end] - path[known]
+    unit_2 = way_2 / max(np.linalg.norm(way_2), 1e-9)
+    place = (path[known] - SHORT / 2) @ unit_2
+    rows.append([way_2 @ unit_2, place, 1.0, (made_2 - path[known]) @ unit_2])
+  rows_N4 = np.array([row for row in rows if not np.isnan(row).any()])
+  rng = np.random.default_rng(0)
+  again = [rng.integers(0, len(rows_N4), len(rows_N4)) for _ in range(RESAMPLED)]
+  slopes = [
+    np.linalg.lstsq(part[:, :3], part[:, 3], rcond=None)[0][0]
+    for part in [rows_N4, *(rows_N4[chosen] for chosen in again)]
+  ]
+  return [round(float(x), 4) for x in (slopes[0], *np.quantile(slopes[1:], (0.025, 0.975)))]
+
+
 def seam_figures(line, video, source):
   """Seams of one video; {} where no whole frames meet.
 

@@ -96,6 +96,10 @@ def extend(make, motions=("constant",), backward=False, slowest=1.0):
 
   figures = ground.judged(ways, judge)
   del ways["last_velocity"]
+  if motions == ("constant",):
+    nearest, step = (made_frames, -8) if backward else (ground.CONTEXT - 1, 8)
+    for way, made in ways.items():
+      figures[way]["speed_read"] = ground.speed_read(given, made, nearest, nearest + step)
   name = f"extend_{'backward' if backward else 'forward'}_{motions[0]}"
   name += "_slow" if slowest < 1 else ""
   ground.sheet(name, [c.video_THWC for c in given], ways, [line.prompt for line in lines])

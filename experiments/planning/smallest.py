@@ -26,7 +26,8 @@ P = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 CONFIGS = {
   "tiny": "v5e", "tiny_clips": "v5e",
   **{f"shipped:{leg}": "v5e" for leg in ("plain", "aspects", "large", "prompted", "tasks", "focus",
-                                         "mixed", "polish", "motion")},
+                                         "mixed", "polish", "motion", "speed", "paths",
+                                         "usual")},
   **{f"vae:{size}": "v5e" for size in ("nano", "tiny", "tiny_second", "base", "xl")},
   **{f"dit:{size}": "v5e" for size in ("tiny", "small", "s", "b", "l", "xl")},
   "dit:3b": "v5p", "dit:10b": "v5p",

@@ -46,6 +46,7 @@ Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minu
 from ml_collections import ConfigDict
 
 from configs import base, tiny
+from sora_jax.data.prompt_mix import KINDS
 
 TASKS = ("tasks", "focus", "mixed", "polish", "motion", "speed", "paths", "usual")
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
@@ -103,7 +104,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     c.optimizer.lr = 1.5e-3
     d.rows, d.row_len, d.too_long = 4, 512, "skip"
     d.prompts.on, d.max_slots = True, 24
-    for name in ("first", "head", "tail", "ends", "both", "keyframes", "random", "boxes"):
+    for name in KINDS:
       d.prompts[name] = round(2 / 3 * d.prompts[name], 3)  # text alone is what falls first
   if size in TASKS:
     w.motions = ("constant",) * 8 + ("bounce", "gravity", "cut") * 4 + ("morph", "swing") * 3
@@ -120,14 +121,14 @@ def get_config(arg: str = "plain") -> ConfigDict:
 
 
 def last_legs(c: ConfigDict, size: str) -> None:
-  """What focus, mixed, polish and motion change of tasks."""
+  """What the legs from focus on change of tasks."""
   d, w = c.data, c.data.world
+  if size in ("focus", "mixed", "speed", "paths"):
+    d.prompts.update(dict.fromkeys(KINDS, 0.0))
   if size in ("focus", "mixed"):
     w.frames = (17,) if size == "focus" else (17, 17, 25)
     d.rows, d.row_len, d.max_segments = 8, 256, 8
     c.optimizer.lr = 2e-3
-    for name in ("first", "head", "tail", "ends", "both", "keyframes", "random", "boxes"):
-      d.prompts[name] = 0.0
   if size == "focus":
     w.levels, w.styles = (1,), ("plain",)
     w.motions = ("constant",) * 6 + ("bounce", "gravity", "swing")
@@ -154,20 +155,11 @@ def last_legs(c: ConfigDict, size: str) -> None:
     shares = {"head": 0.4, "tail": 0.12, "both": 0.12, "first": 0.03, "boxes": 0.03}
     d.prompts.update(shares | {"ends": 0.02, "keyframes": 0.02, "random": 0.02})
     d.prompts.near_noise = 0.75
-  if size == "usual":
-    w.motions = ("constant",) * 10 + ("bounce", "gravity", "cut") * 5
-    w.motions += ("morph",) * 2 + ("swing",) * 3
-    w.frames, w.image_fraction, w.num_clips, w.seed = (17, 17, 25), 0.1, 10240, 53
-    w.slowest = 0.6
-    shares = {"head": 0.3, "tail": 0.15, "both": 0.12, "first": 0.04, "boxes": 0.04}
-    d.prompts.update(shares | {"ends": 0.03, "keyframes": 0.03, "random": 0.02})
   if size in ("speed", "paths"):
     w.levels, w.styles, w.motions = (1,), ("plain",), ("constant",)
     w.sizes, w.frames, w.slowest = ((32, 32),), (17,), 0.3
     w.image_fraction, w.num_clips, w.seed = 0.0, 12288, 51
     d.rows, d.row_len, d.max_segments = 8, 240, 4
-    for name in ("first", "tail", "ends", "both", "keyframes", "random", "boxes"):
-      d.prompts[name] = 0.0
     d.prompts.update({"head": 1.0, "near_noise": 1.0, "dropout": 0.0, "noise": 0.0})
     d.prompts.update({"frame_times": 0.0, "variants": 1})
     d.caption_dropout, d.caption_shots = 0.0, 0.0
@@ -178,3 +170,10 @@ def last_legs(c: ConfigDict, size: str) -> None:
     d.rows, d.row_len, d.max_segments = 4, 512, 8
     d.prompts.update({"head": 0.6, "tail": 0.2, "both": 0.2, "dropout": 0.05, "noise": 0.1})
     d.caption_dropout = 0.05
+  if size == "usual":
+    w.motions = ("constant",) * 10 + ("bounce", "gravity", "cut") * 5
+    w.motions += ("morph",) * 2 + ("swing",) * 3
+    w.frames, w.image_fraction, w.num_clips, w.seed = (17, 17, 25), 0.1, 10240, 53
+    w.slowest = 0.6
+    shares = {"head": 0.3, "tail": 0.15, "both": 0.12, "first": 0.04, "boxes": 0.04}
+    d.prompts.update(shares | {"ends": 0.03, "keyframes": 0.03, "random": 0.02})

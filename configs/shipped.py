@@ -48,7 +48,7 @@ from ml_collections import ConfigDict
 from configs import base, tiny
 from sora_jax.data.prompt_mix import KINDS
 
-TASKS = ("tasks", "focus", "mixed", "polish", "motion", "speed", "paths", "usual")
+TASKS = ("tasks", "focus", "mixed", "polish", "motion", "speed", "paths", "usual", "courses")
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
@@ -177,3 +177,11 @@ def last_legs(c: ConfigDict, size: str) -> None:
     w.slowest = 0.6
     shares = {"head": 0.3, "tail": 0.15, "both": 0.12, "first": 0.04, "boxes": 0.04}
     d.prompts.update(shares | {"ends": 0.03, "keyframes": 0.03, "random": 0.02})
+  if size == "courses":
+    w.motions = ("constant",) * 8 + ("bounce", "gravity") * 4 + ("cut", "swing", "morph") * 2
+    w.frames, w.image_fraction, w.num_clips, w.seed = (17, 17, 17, 25), 0.05, 12288, 61
+    w.slowest = 0.3
+    shares = {"head": 0.42, "tail": 0.18, "both": 0.14, "first": 0.03, "boxes": 0.03}
+    d.prompts.update(shares | {"ends": 0.02, "keyframes": 0.02, "random": 0.01})
+    d.prompts.near_noise = 0.9
+    c.optimizer.lr = 2e-3

@@ -12,7 +12,7 @@ FLOORS = {
   "nn": 2, "data": 2, "sharding": 2, "weights": 2,
   "prompting": 3, "planning": 3, "train": 3, "evaluation": 3, "language": 3,
   "tasks": 4, "train/loop": 4, "model": 4,
-  "main": 5, "generate": 5, "evaluate": 5, "prepare": 5, "plan": 5, "doctor": 5,
+  "main": 5, "generate": 5, "evaluate": 5, "prepare": 5, "plan": 5, "doctor": 5, "export": 5,
 }  # fmt: skip
 FLOOR_1_BANS = {"flax", "orbax", "ml_collections", "absl", "logging", "grain", "av"}
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +19,7 @@ from sora_jax.data import writing
 from sora_jax.data.records import ShardSource
 from sora_jax.nn import vae as vae_lib
 from sora_jax.nn.vae_losses import LossConfig
-from sora_jax.tasks import autoencoder, build
+from sora_jax.tasks import autoencoder, averages, build
 from sora_jax.train import metrics, provenance
 from sora_jax.weights import folder, store
 
@@ -69,7 +71,7 @@ def config_of(name, vae_file=None, **changes):
 
 
 def test_text_to_video_from_world_to_report(tmp_path, vae_file, monkeypatch):
-  commits = iter(["at the start", "later", "later"])
+  commits = itertools.chain(["at the start"], itertools.repeat("later"))
   monkeypatch.setattr(provenance, "commit", lambda: next(commits))
   config = config_of("tiny", vae_file)
   about = main.run(config, tmp_path / "run")
@@ -86,6 +88,37 @@ def test_text_to_video_from_world_to_report(tmp_path, vae_file, monkeypatch):
   again = main.run(config, tmp_path / "run")
   assert again["figures"] == about["figures"]
   assert metrics.read(tmp_path / "run" / "metrics.jsonl")[:4] == lines[:4]
+  weights_are_written_from_any_checkpoint(tmp_path / "run", tmp_path)
+
+
+def weights_are_written_from_any_checkpoint(run, out):
+  """Of a run of 4 steps that has ended; what is asked of it leaves the run as it was."""
+  files = lambda: {p: p.stat().st_mtime_ns for p in sorted(run.rglob("*"))}  # noqa: E731
+  before = files()
+  with pytest.raises(ValueError, match="has ended, and .*model holds its weights"):
+    averages.write(run)
+  assert averages.write(run, out=out / "last") == (4, out / "last")
+  assert averages.write(run, 2, out / "half")[0] == 2
+  last, half, own = (folder.read(p) for p in (out / "last", out / "half", run / "model"))
+  for name in ("vae", "text", "dit"):
+    jax.tree.map(np.testing.assert_array_equal, last[name].tree, own[name].tree)
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), half["dit"].tree, own["dit"].tree)
+  assert max(jax.tree.leaves(moved)) > 0 and half["dit"].config == own["dit"].config
+  with pytest.raises(ValueError, match="step 3 is saved in .*there are those of steps 2, 4"):
+    averages.write(run, 3)
+  assert files() == before
+  # as in a run that goes on: no model yet, and the newest checkpoint is not whole
+  shutil.rmtree(run / "model")
+  shutil.rmtree(run / "checkpoints" / "4" / "state")
+  with pytest.raises(ValueError, match="python -m sora_jax.export --workdir="):
+    load(run)
+  assert averages.write(run) == (2, run / "model")
+  jax.tree.map(
+    np.testing.assert_array_equal, folder.read(run / "model")["dit"].tree, half["dit"].tree
+  )
+  assert (run / "checkpoints" / "4").is_dir()
+  with pytest.raises(ValueError, match="holds no run: it has no config.json"):
+    averages.write(out / "elsewhere")
 
 
 def test_a_folder_of_films_is_prepared_and_trained_on(tmp_path, vae_file):

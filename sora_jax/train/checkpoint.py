@@ -10,7 +10,7 @@ import json
 import logging as std_logging
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,58 +89,13 @@ class Checkpoints:
 
     Raises: ValueError if checkpoints exist and none fits.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    problems = []
-    for step in steps:
-      with _quiet():
-        try:
-          found = self._read(step, like)
-        except Exception as error:  # orbax raises many kinds for a damaged folder
-          lines = str(error).strip().splitlines() or [""]
-          problems.append(f"step {step}: {type(error).__name__}: {lines[0][:200]}")
-          logging.warning(
-            "checkpoint of step %d cannot be read, trying an older one: %s", step, lines[0]
-          )
-        else:
-          for bad in (s for s in steps if s > step):
-            self._manager.delete(bad)
-          return found["state"], found["data"]["iterator"], found["notes"]
-    if problems:
-      raise ValueError(
-        f"{self._manager.directory} holds checkpoints, but none can be restored: "
-        + "; ".join(problems)
-        + ". Start with another --workdir, or delete this folder."
-      )
-    return None
-
-  def _read(self, step: int, like: TrainState) -> Any:
-    """Reads a checkpoint, each process its part, without meeting the others on the way.
-
-    Raises: in all processes if in one; what orbax raises, or ValueError.
-    """
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(me, {me}, f"reader{me}")
-    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
-    names = ("state", "data", "notes")
-    try:
-      with ocp.CheckpointManager(
-        self._manager.directory, options=options, item_names=names
-      ) as reader:
-        found = reader.restore(
-          step,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(like),
-            data=ocp.args.JsonRestore(),
-            notes=ocp.args.JsonRestore(),
-          ),
-        )
-    except Exception:
-      hosts.every(False)
-      raise
-    if not hosts.every(True):
-      raise ValueError("another process cannot read its part")
-    _verify(found["state"], found["notes"].pop(CHECKSUMS, None))
-    return found
+    steps = self._manager.all_steps()
+    found = newest(Path(self._manager.directory), steps, like)
+    if found is None:
+      return None
+    for bad in (s for s in steps if s > int(found["state"].step)):
+      self._manager.delete(bad)
+    return found["state"], found["data"]["iterator"], found["notes"]
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest finished checkpoint."""
@@ -154,10 +109,7 @@ class Checkpoints:
 
   def _whole(self) -> int | None:
     """The newest step whose checkpoint is finished on disk."""
-    try:
-      return max(ocp.utils.checkpoint_steps(self._manager.directory), default=None)
-    except OSError:
-      return None
+    return max(saved_steps(Path(self._manager.directory)), default=None)
 
   def wait(self) -> None:
     """Blocks until what was saved is on disk.  Raises: CheckpointError if it cannot be."""
@@ -183,6 +135,70 @@ class Checkpoints:
         f"a checkpoint could not be written to {self._manager.directory}: {_reason(error)}; {kept}."
         " Make room there, or make it writable, and run the same command again"
       ) from error
+
+
+def saved_steps(folder: Path) -> list[int]:
+  """The steps whose checkpoints in a folder are finished; it need not be there."""
+  try:
+    return sorted(ocp.utils.checkpoint_steps(Path(folder).absolute()))
+  except OSError:
+    return []
+
+
+def newest(folder: Path, steps: Sequence[int], like: TrainState) -> Any:
+  """Reads the newest of some steps' checkpoints that can be read; nothing in the folder changes.
+
+  like: see `Checkpoints.restore`.
+
+  Returns: {"state", "data", "notes"}, or None if there are no steps.  Raises: ValueError if none of
+  them can be read.
+  """
+  problems = []
+  for step in sorted(steps, reverse=True):
+    with _quiet():
+      try:
+        return _read(folder, step, like)
+      except Exception as error:  # orbax raises many kinds for a damaged folder
+        lines = str(error).strip().splitlines() or [""]
+        problems.append(f"step {step}: {type(error).__name__}: {lines[0][:200]}")
+        logging.warning(
+          "checkpoint of step %d cannot be read, trying an older one: %s", step, lines[0]
+        )
+  if problems:
+    raise ValueError(
+      f"{folder} holds checkpoints, but none can be restored: "
+      + "; ".join(problems)
+      + ". Start with another --workdir, or delete this folder."
+    )
+  return None
+
+
+def _read(folder: Path, step: int, like: TrainState) -> Any:
+  """Reads a checkpoint, each process its part, without meeting the others on the way.
+
+  Raises: in all processes if in one; what orbax raises, or ValueError.
+  """
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(me, {me}, f"reader{me}")
+  options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
+  names = ("state", "data", "notes")
+  try:
+    with ocp.CheckpointManager(folder, options=options, item_names=names) as reader:
+      found = reader.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(like),
+          data=ocp.args.JsonRestore(),
+          notes=ocp.args.JsonRestore(),
+        ),
+      )
+  except Exception:
+    hosts.every(False)
+    raise
+  if not hosts.every(True):
+    raise ValueError("another process cannot read its part")
+  _verify(found["state"], found["notes"].pop(CHECKSUMS, None))
+  return found
 
 
 def _meet(*, key: str, timeout_ms: int) -> None:

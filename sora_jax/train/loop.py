@@ -11,12 +11,13 @@ Saving comes before fetching so that state and iterator always match; resume is 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from sora_jax import sharding
 from sora_jax.train import checkpoint, hosts, metrics, prefetch, watch
@@ -122,6 +124,37 @@ def run(
     return Outcome(runner.state, runner.step, True, seconds, runner.evaluate())
 
 
+def saved(
+  task: Task, config: LoopConfig, optimizer: OptimizerConfig, workdir: Path, steps: Sequence[int]
+) -> Outcome:
+  """The newest saved state of a run, which may be going on: nothing in `workdir` changes.
+
+  steps: of the checkpoints that will do.
+
+  Raises: ValueError if none of them can be read.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  task = task.on(mesh)
+  create = functools.partial(
+    state_lib.create, task.init, optimizer_lib.make(optimizer, task.axes()), config.seed,
+    config.steps,
+  )  # fmt: skip
+  folder = Path(workdir).absolute() / "checkpoints"
+  found = checkpoint.newest(folder, steps, _like(create, mesh, task.axes()))
+  state, step = found["state"], int(found["state"].step)
+  ended = step >= (int(state.total_steps) if config.minutes else config.steps)
+  return Outcome(state, step, ended, found["notes"]["elapsed_sec"], {})
+
+
+def _like(create: Callable[[], TrainState], mesh: Mesh, axes) -> TrainState:
+  """The shapes of a state, each with its place on the mesh."""
+  shapes = jax.eval_shape(create)
+  return jax.tree.map(
+    lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+    shapes, sharding.of_state(mesh, shapes, axes),
+  )  # fmt: skip
+
+
 class _Pending(NamedTuple):
   """A step that was dispatched and not yet read."""
 
@@ -142,8 +175,9 @@ class _Runner:
     task, axes = self.task, self.task.axes()
     batches = task.batches()
     self._optimizer = optimizer_lib.make(optimizer, axes)
-    self._placed = sharding.of_state(self.mesh, jax.eval_shape(self._create), axes)
-    self.state, notes = self._start(batches)
+    like = _like(self._create, self.mesh, axes)
+    self._placed = jax.tree.map(lambda x: x.sharding, like)
+    self.state, notes = self._start(batches, like)
     self.step = self._first = int(self.state.step)
     self.total = config.steps if not config.minutes else int(self.state.total_steps)
     self._elapsed, self._since = notes["elapsed_sec"], time.perf_counter()
@@ -179,12 +213,8 @@ class _Runner:
     """The state before the first step; traceable."""
     return state_lib.create(self.task.init, self._optimizer, self.config.seed, self.config.steps)
 
-  def _start(self, batches) -> tuple[TrainState, dict]:
+  def _start(self, batches, like: TrainState) -> tuple[TrainState, dict]:
     """Returns the newest saved state, or a fresh one; sets the stream to match."""
-    like = jax.tree.map(
-      lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
-      jax.eval_shape(self._create), self._placed,
-    )  # fmt: skip
     found = self._checkpoints.restore(like)
     if found is None:
       self._iterator = json.dumps(batches.get_state())

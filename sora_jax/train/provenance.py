@@ -12,17 +12,19 @@ import sora_jax
 
 
 def collect(
-  config: dict, code: str | None, steps: int, seconds: float, figures: dict, before: dict | None
-) -> dict:
+  config: dict, code: str | None, steps: int, seconds: float, figures: dict, before: dict | None,
+  module: str = "sora_jax.main",
+) -> dict:  # fmt: skip
   """Returns the provenance of weights that a run has just made, as JSON.
 
   code: `commit()` when the run began: hours later the files may be others.
   before: provenance of the weights that this run started from, or None. Its legs come first in
   `legs`, so that the last file of a chain tells the whole story.
+  module: that was started.
   """
   leg = {
     "config": config,
-    "command": " ".join(["python", "-m", "sora_jax.main", *sys.argv[1:]]),
+    "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
     "seed": config["train"]["seed"],
     "commit": code,
     "version": sora_jax.__version__,

@@ -115,7 +115,8 @@ def find(name: str | os.PathLike) -> pathlib.Path:
   if path.is_dir():
     raise ValueError(
       f"{path} holds no model (no dit.safetensors, nor model/dit.safetensors); a training run "
-      "writes model/ when it ends: run the same command again to resume it"
+      "writes model/ when it ends (run the same command again to resume it), or before, from its "
+      f"newest checkpoint: python -m sora_jax.export --workdir={path}"
     )
   raise ValueError(
     f"no model {str(name)!r}: it is neither a folder nor a shipped name "

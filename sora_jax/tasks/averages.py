@@ -1,0 +1,44 @@
+"""From a run's checkpoint to a model folder, while the run goes on."""
+
+from pathlib import Path
+
+from sora_jax.tasks import build, sections
+from sora_jax.tasks.typed import typed, without
+from sora_jax.train import checkpoint, loop, provenance
+
+
+def write(workdir: Path, step: int = 0, out: Path | None = None) -> tuple[int, Path]:
+  """Writes a model folder (or, of an autoencoder's run, its file) from a checkpoint.
+
+  Args: step: 0 = of the newest checkpoint that can be read.  out: the folder; None = model/ of the
+    run.
+
+  Returns: the step and the folder.  Raises: ValueError if there is no run, no such checkpoint, or
+    the run has ended and the folder holds what it made; OSError if the folder cannot be written.
+  """
+  path = workdir / "config.json"
+  if not path.is_file():
+    raise ValueError(f"{workdir} holds no run: it has no config.json")
+  config = checkpoint.read_config(path)
+  config["train"]["mesh"] = (1, 1, 1, 1)  # whatever the run has: a checkpoint fits any
+  train = typed(loop.LoopConfig, "train", without(config["train"], *build.OF_THE_TASK))
+  plan = build.check(config, workdir)
+  steps = checkpoint.saved_steps(workdir / "checkpoints")
+  if step and step not in steps or not steps:
+    there = f"there are those of steps {', '.join(map(str, steps))}" if steps else "nothing is yet"
+    asked = f"no checkpoint of step {step} is saved" if step else "no checkpoint is saved"
+    raise ValueError(f"{asked} in {workdir / 'checkpoints'}: {there}")
+  task = plan.make()
+  outcome = loop.saved(task, train, plan.optimizer, workdir, [step] if step else steps)
+  target = workdir / "model" if out is None else out
+  if outcome.finished and out is None and target.is_dir():
+    raise ValueError(
+      f"the run in {workdir} has ended, and {target} holds its weights; name another folder with"
+      " --out, or another checkpoint with --step"
+    )
+  story = provenance.collect(
+    config, provenance.commit(), outcome.step, outcome.seconds, {},
+    sections.provenance_of(plan.init_from), "sora_jax.export",
+  )  # fmt: skip
+  task.export(outcome.state.ema_params, target, story)
+  return outcome.step, target

@@ -1,5 +1,7 @@
 """Attention within segments: every implementation against the definition, that against torch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,7 @@ def inputs(key, cross, dtype=jnp.float32):
   return (q, k, v), (SELF, keys_segment)
 
 
+@functools.cache  # of what several tests ask for, one program
 def both(implementation):
   @jax.jit
   def run(qkv, segments, given):
@@ -96,10 +99,10 @@ def test_nothing_leaks_and_padding_is_zero(name, cross, key):
   for got, own in zip(gradient, (mine, my_keys, my_keys)):
     assert not np.asarray(got)[~np.asarray(own)].any()
     assert np.asarray(got)[np.asarray(own)].any()
-  other = [
+  other = tuple(
     jnp.where(own[..., None, None], x, 50 * x - 3)
     for x, own in zip((q, k, v), (mine, my_keys, my_keys))
-  ]
+  )
   moved, _ = run(other, (segment, key_segment), given)
   assert np.array_equal(np.asarray(out)[np.asarray(mine)], np.asarray(moved)[np.asarray(mine)])
 

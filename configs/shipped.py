@@ -48,7 +48,18 @@ from ml_collections import ConfigDict
 from configs import base, tiny
 from sora_jax.data.prompt_mix import KINDS
 
-TASKS = ("tasks", "focus", "mixed", "polish", "motion", "speed", "paths", "usual", "courses")
+TASKS = (
+  "tasks",
+  "focus",
+  "mixed",
+  "polish",
+  "motion",
+  "speed",
+  "paths",
+  "usual",
+  "courses",
+  "detail",
+)
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
@@ -177,7 +188,7 @@ def last_legs(c: ConfigDict, size: str) -> None:
     w.slowest = 0.6
     shares = {"head": 0.3, "tail": 0.15, "both": 0.12, "first": 0.04, "boxes": 0.04}
     d.prompts.update(shares | {"ends": 0.03, "keyframes": 0.03, "random": 0.02})
-  if size == "courses":
+  if size in ("courses", "detail"):
     w.motions = ("constant",) * 8 + ("bounce", "gravity") * 4 + ("cut", "swing", "morph") * 2
     w.frames, w.image_fraction, w.num_clips, w.seed = (17, 17, 17, 25), 0.05, 12288, 61
     w.slowest = 0.3
@@ -185,3 +196,6 @@ def last_legs(c: ConfigDict, size: str) -> None:
     d.prompts.update(shares | {"ends": 0.02, "keyframes": 0.02, "random": 0.01})
     d.prompts.near_noise = 0.9
     c.optimizer.lr = 2e-3
+  if size == "detail":
+    d.prompts.near_noise = 0.2
+    c.diffusion.time_mean, c.diffusion.time_std, c.diffusion.time_uniform = -2.7, 1.2, 0.3

@@ -214,6 +214,13 @@ def speed_read(clips, videos, known, end):
   return [round(float(x), 4) for x in (slopes[0], *np.quantile(slopes[1:], (0.025, 0.975)))]
 
 
+def evenness(videos, part, frames_per_latent):
+  """How evenly objects move in a part of videos that begins where a latent ends: see
+  `seams.evenness`."""
+  paces = [seams.paces(track(video)[part], frames_per_latent) for video in videos]
+  return [round(x, 4) for x in seams.evenness(paces, RESAMPLED)]
+
+
 def seam_figures(line, video, source):
   """Seams of one video; {} where no whole frames meet.
 

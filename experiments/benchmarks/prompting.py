@@ -100,6 +100,8 @@ def extend(make, motions=("constant",), backward=False, slowest=1.0):
     nearest, step = (made_frames, -8) if backward else (ground.CONTEXT - 1, 8)
     for way, made in ways.items():
       figures[way]["speed_read"] = ground.speed_read(given, made, nearest, nearest + step)
+      part = np.s_[: nearest + 1] if backward else np.s_[nearest:]
+      figures[way]["evenness"] = ground.evenness(made, part, make.model.autoencoder.temporal)
   name = f"extend_{'backward' if backward else 'forward'}_{motions[0]}"
   name += "_slow" if slowest < 1 else ""
   ground.sheet(name, [c.video_THWC for c in given], ways, [line.prompt for line in lines])

@@ -22,7 +22,7 @@ from absl import app, flags
 
 from sora_jax import model as model_lib
 from sora_jax.data.world import WorldConfig, prompts
-from sora_jax.evaluation import detectors, release, reports
+from sora_jax.evaluation import detectors, release, reports, seams
 from sora_jax.tasks.report import Wish
 from sora_jax.weights import folder as folder_lib
 
@@ -82,7 +82,7 @@ class Scores:
   """Samples of one split, scored a chunk at a time; a few are kept to be shown."""
 
   def __init__(self, asked):
-    self.asked, self.seconds = asked, 0.0
+    self.asked, self.seconds, self.paces = asked, 0.0, []
     self.found = collections.defaultdict(list)
     self.shown, self.wrong = collections.defaultdict(list), []
 
@@ -94,14 +94,15 @@ class Scores:
       videos = sample(model, chunk, SEED.value + start)
       self.seconds += time.perf_counter() - clock
       for wish, video in zip(chunk, videos):
-        self.add(wish, video)
+        self.add(wish, video, model.autoencoder.temporal)
       note = {k: round(release.shares(self.found["all"])[k], 3) for k in release.ATTRIBUTES}
       progress(len(chunk), json.dumps(note))
     return self
 
-  def add(self, wish, video):
+  def add(self, wish, video, frames_per_latent):
     """Scores one sample."""
     seen = detectors.detect(video)
+    self.paces.append(seams.paces(seen.centroid_T2, frames_per_latent))
     found = detectors.score(seen, wish.truth)
     self.found["all"].append(found)
     self.found[harness.size_name(wish.size)].append(found)
@@ -117,6 +118,7 @@ class Scores:
     speed = self.seconds / max(1, len(self.asked))
     return lines | {
       "meets": {f"at least {aim} in every size": meets}, "sec_per_sample": round(speed, 3),
+      "evenness": [round(x, 3) for x in seams.evenness(self.paces)],
     }  # fmt: skip
 
 

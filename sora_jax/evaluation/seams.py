@@ -4,6 +4,8 @@ A video is uint8 [T, H, W, 3]; a seam `at` k lies between frames k - 1 and k. Si
 mean absolute differences of pixels, in levels of 255, so a video's own median is their unit.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -41,6 +43,49 @@ def motion(
   if not inside_t.any():
     return float("nan")
   return float(np.median(steps(video_THWC)[inside_t])) / max(unit, STILL)
+
+
+def paces(position_T2: Float[np.ndarray, "T 2"], frames_per_latent: int) -> tuple[float, float]:
+  """How fast an object moves between frames of one latent, and from one latent to the next.
+
+  A causal autoencoder's first latent holds one frame, each other `frames_per_latent`. A network
+  that knows where things are in a latent, and less how they move in it, makes them halt and leap.
+
+  Returns: mean steps along the way from the first to the last frame, in the positions' unit; NaN
+    for one that has no steps, or if the object is lost in the first or last frame or stands still.
+  """
+  way_2 = position_T2[-1] - position_T2[0]
+  length = float(np.linalg.norm(way_2))
+  if not length > 0:
+    return float("nan"), float("nan")
+  step_t = np.diff(position_T2, axis=0) @ (way_2 / length)
+  leaps_t = np.arange(len(step_t)) % frames_per_latent == 0
+  return tuple(
+    float(np.nanmean(step_t[some])) if np.isfinite(step_t[some]).any() else float("nan")
+    for some in (~leaps_t, leaps_t)
+  )
+
+
+def evenness(
+  paces_N2: Sequence[tuple[float, float]], resampled: int = 2000
+) -> tuple[float, float, float]:
+  """Median pace within latents over that from latent to latent: 1 = even, below = halting.
+
+  Args: paces_N2: of `paces`, a pair for each video; those with a NaN are left out.  resampled: how
+    often, for the interval.
+
+  Returns: ratio, and the ends of its 95 % bootstrap interval; NaN if no pair is left.
+  """
+  pairs_N2 = np.asarray(paces_N2, float).reshape(-1, 2)
+  pairs_N2 = pairs_N2[np.isfinite(pairs_N2).all(1)]
+  if not len(pairs_N2):
+    return float("nan"), float("nan"), float("nan")
+  rng = np.random.default_rng(0)
+  again = pairs_N2[rng.integers(0, len(pairs_N2), (resampled, len(pairs_N2)))]
+  within, between = np.moveaxis(np.median(again, axis=1), -1, 0)
+  low, high = np.quantile(within / between, (0.025, 0.975))
+  whole = np.median(pairs_N2, axis=0)
+  return float(whole[0] / whole[1]), float(low), float(high)
 
 
 def border_ratio(

@@ -49,6 +49,26 @@ def test_motion_of_what_was_made_in_units_of_what_was_given():
   assert np.isnan(seams.motion(slide(), np.arange(9) == 4, unit))
 
 
+def test_even_motion_has_one_pace_and_halting_motion_two():
+  way = np.array([0.6, -0.8])
+  even = 3.0 + np.arange(9)[:, None] * way
+  assert seams.paces(even, 4) == pytest.approx((1.0, 1.0))
+  halting = np.cumsum([0, 2, 0.5, 0.5, 0.5, 3, 0.5, 0.5, 0.5])[:, None] * way
+  assert seams.paces(halting, 4) == pytest.approx((0.5, 2.5))
+  lost = halting.copy()
+  lost[2] = np.nan  # two of the steps cannot be seen
+  assert seams.paces(lost, 4) == pytest.approx((0.5, 2.5))
+  assert np.isnan(seams.paces(np.ones((9, 2)), 4)).all()
+  within, between = seams.paces(even[:2], 4)
+  assert np.isnan(within) and between == pytest.approx(1.0)
+  assert seams.evenness([seams.paces(even, 4)] * 3) == pytest.approx((1.0, 1.0, 1.0))
+  ratio, low, high = seams.evenness([(0.5, 2.5), (0.4, 2.0), (1.0, 2.0), (np.nan, 1.0)])
+  assert (
+    ratio == pytest.approx(0.5 / 2.0) and low == pytest.approx(0.2) and high == pytest.approx(0.5)
+  )
+  assert np.isnan(seams.evenness([(np.nan, 1.0)])).all()
+
+
 def test_a_border_that_cannot_be_told_and_one_that_can():
   ramp = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None] * 4, (3, 16, 40, 3)).copy()
   known = np.zeros((16, 40), bool)

@@ -37,9 +37,12 @@ motion: three quarters prompted, half of all with whole latents, most of it near
 from 0.3 of the usual on, so that they have to be seen. speed: that alone, 32x32, 25 clips a step,
 told their first latents near pure noise. paths: the same at larger sizes, with last latents, both
 ends, and what bounces, falls or swings. usual: all kinds again, at 0.6 to 1 of the usual speed.
-The shipped file has seen plain, aspects in five starts with a changing recipe, large for an hour,
-prompted three times, tasks twice, and each of the others once, 13 hours in all, as its provenance
-tells; what it came to is in experiments/shipped, why aspects changed in experiments/latents.
+courses, detail: all kinds, mostly told heads or tails, from 0.3 of that speed on, near pure noise
+or at the times where frames of one latent come apart (docs/prompting.md says what each gave).
+The shipped file has seen neither of these two, but plain, aspects in five starts with a changing
+recipe, large for an hour, prompted three times, tasks twice, and each of the others once, 13 hours
+in all, as its provenance tells; what it came to is in experiments/shipped, why aspects changed in
+experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from sora_jax import sharding
 from sora_jax.tasks import build, sections
-from sora_jax.tasks.typed import typed, without
-from sora_jax.train import checkpoint, loop, provenance
+from sora_jax.train import checkpoint, provenance, saved
 
 
 def write(workdir: Path, step: int = 0, out: Path | None = None) -> tuple[int, Path]:
@@ -21,24 +21,27 @@ def write(workdir: Path, step: int = 0, out: Path | None = None) -> tuple[int, P
     raise ValueError(f"{workdir} holds no run: it has no config.json")
   config = checkpoint.read_config(path)
   config["train"]["mesh"] = (1, 1, 1, 1)  # whatever the run has: a checkpoint fits any
-  train = typed(loop.LoopConfig, "train", without(config["train"], *build.OF_THE_TASK))
+  train = config["train"]
   plan = build.check(config, workdir)
   steps = checkpoint.saved_steps(workdir / "checkpoints")
-  if step and step not in steps or not steps:
+  if not steps or (step and step not in steps):
     there = f"there are those of steps {', '.join(map(str, steps))}" if steps else "nothing is yet"
     asked = f"no checkpoint of step {step} is saved" if step else "no checkpoint is saved"
     raise ValueError(f"{asked} in {workdir / 'checkpoints'}: {there}")
-  task = plan.make()
-  outcome = loop.saved(task, train, plan.optimizer, workdir, [step] if step else steps)
+  task, mesh = plan.make(), sharding.make_mesh(train["mesh"])
+  wanted = [step] if step else steps
+  state, notes = saved.newest(task, plan.optimizer, mesh, workdir / "checkpoints", wanted)
+  found = int(state.step)
+  ended = found >= (int(state.total_steps) if train["minutes"] else train["steps"])
   target = workdir / "model" if out is None else out
-  if outcome.finished and out is None and target.is_dir():
+  if ended and out is None and target.is_dir():
     raise ValueError(
       f"the run in {workdir} has ended, and {target} holds its weights; name another folder with"
       " --out, or another checkpoint with --step"
     )
   story = provenance.collect(
-    config, provenance.commit(), outcome.step, outcome.seconds, {},
+    config, provenance.commit(), found, notes["elapsed_sec"], {},
     sections.provenance_of(plan.init_from), "sora_jax.export",
   )  # fmt: skip
-  task.export(outcome.state.ema_params, target, story)
-  return outcome.step, target
+  task.export(state.ema_params, target, story)
+  return found, target

@@ -11,13 +11,12 @@ Saving comes before fetching so that state and iterator always match; resume is 
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 
 from sora_jax import sharding
-from sora_jax.train import checkpoint, hosts, metrics, prefetch, watch
+from sora_jax.train import checkpoint, hosts, metrics, prefetch, saved, watch
 from sora_jax.train import optimizer as optimizer_lib
 from sora_jax.train import state as state_lib
 from sora_jax.train import step as step_lib
@@ -124,37 +122,6 @@ def run(
     return Outcome(runner.state, runner.step, True, seconds, runner.evaluate())
 
 
-def saved(
-  task: Task, config: LoopConfig, optimizer: OptimizerConfig, workdir: Path, steps: Sequence[int]
-) -> Outcome:
-  """The newest saved state of a run, which may be going on: nothing in `workdir` changes.
-
-  steps: of the checkpoints that will do.
-
-  Raises: ValueError if none of them can be read.
-  """
-  mesh = sharding.make_mesh(config.mesh)
-  task = task.on(mesh)
-  create = functools.partial(
-    state_lib.create, task.init, optimizer_lib.make(optimizer, task.axes()), config.seed,
-    config.steps,
-  )  # fmt: skip
-  folder = Path(workdir).absolute() / "checkpoints"
-  found = checkpoint.newest(folder, steps, _like(create, mesh, task.axes()))
-  state, step = found["state"], int(found["state"].step)
-  ended = step >= (int(state.total_steps) if config.minutes else config.steps)
-  return Outcome(state, step, ended, found["notes"]["elapsed_sec"], {})
-
-
-def _like(create: Callable[[], TrainState], mesh: Mesh, axes) -> TrainState:
-  """The shapes of a state, each with its place on the mesh."""
-  shapes = jax.eval_shape(create)
-  return jax.tree.map(
-    lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
-    shapes, sharding.of_state(mesh, shapes, axes),
-  )  # fmt: skip
-
-
 class _Pending(NamedTuple):
   """A step that was dispatched and not yet read."""
 
@@ -175,7 +142,7 @@ class _Runner:
     task, axes = self.task, self.task.axes()
     batches = task.batches()
     self._optimizer = optimizer_lib.make(optimizer, axes)
-    like = _like(self._create, self.mesh, axes)
+    like = saved.like(self._create, self.mesh, axes)
     self._placed = jax.tree.map(lambda x: x.sharding, like)
     self.state, notes = self._start(batches, like)
     self.step = self._first = int(self.state.step)

@@ -1,0 +1,43 @@
+"""The saved state of a run, read without being the run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from sora_jax import sharding
+from sora_jax.train import checkpoint
+from sora_jax.train import optimizer as optimizer_lib
+from sora_jax.train import state as state_lib
+from sora_jax.train.optimizer import OptimizerConfig
+from sora_jax.train.state import TrainState
+from sora_jax.train.task import Task
+
+
+def newest(
+  task: Task, optimizer: OptimizerConfig, mesh: Mesh, folder: Path, steps: Sequence[int]
+) -> tuple[TrainState, dict]:
+  """The newest of some checkpoints of a run, which may be going on: nothing in `folder` changes.
+
+  Args: mesh: where the state is to lie, whatever mesh the run has.  steps: of checkpoints that will
+    do, one at least.
+
+  Returns: the state, and the notes beside it.  Raises: ValueError if none of them can be read.
+  """
+  task = task.on(mesh)
+  axes = task.axes()
+  made = optimizer_lib.make(optimizer, axes)
+  shapes = like(lambda: state_lib.create(task.init, made, 0, 1), mesh, axes)
+  found = checkpoint.newest(Path(folder).absolute(), steps, shapes)
+  return found["state"], found["notes"]
+
+
+def like(create: Callable[[], TrainState], mesh: Mesh, axes: Any) -> TrainState:
+  """The shapes of the state that `create` makes, each with its place on the mesh."""
+  shapes = jax.eval_shape(create)
+  return jax.tree.map(
+    lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+    shapes, sharding.of_state(mesh, shapes, axes),
+  )  # fmt: skip

@@ -104,6 +104,9 @@ def weights_are_written_from_any_checkpoint(run, out):
     jax.tree.map(np.testing.assert_array_equal, last[name].tree, own[name].tree)
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), half["dit"].tree, own["dit"].tree)
   assert max(jax.tree.leaves(moved)) > 0 and half["dit"].config == own["dit"].config
+  story = json.loads((out / "half" / "provenance.json").read_text())
+  assert story["steps"] == 2 and story["commit"] is None
+  assert story["config"] == json.loads((run / "config.json").read_text())
   with pytest.raises(ValueError, match="step 3 is saved in .*there are those of steps 2, 4"):
     averages.write(run, 3)
   assert files() == before

@@ -10,6 +10,8 @@ from sora_jax.train import checkpoint, provenance, saved
 def write(workdir: Path, step: int = 0, out: Path | None = None) -> tuple[int, Path]:
   """Writes a model folder (or, of an autoencoder's run, its file) from a checkpoint.
 
+  Of the work directory nothing changes but `out`, if its data are there; else they are made again.
+
   Args: step: 0 = of the newest checkpoint that can be read.  out: the folder; None = model/ of the
     run.
 
@@ -20,15 +22,15 @@ def write(workdir: Path, step: int = 0, out: Path | None = None) -> tuple[int, P
   if not path.is_file():
     raise ValueError(f"{workdir} holds no run: it has no config.json")
   config = checkpoint.read_config(path)
-  config["train"]["mesh"] = (1, 1, 1, 1)  # whatever the run has: a checkpoint fits any
   train = config["train"]
-  plan = build.check(config, workdir)
+  alone = (1, 1, 1, 1)  # whatever mesh the run has: a checkpoint fits any
+  plan = build.check(config | {"train": train | {"mesh": alone}}, workdir)
   steps = checkpoint.saved_steps(workdir / "checkpoints")
   if not steps or (step and step not in steps):
     there = f"there are those of steps {', '.join(map(str, steps))}" if steps else "nothing is yet"
     asked = f"no checkpoint of step {step} is saved" if step else "no checkpoint is saved"
     raise ValueError(f"{asked} in {workdir / 'checkpoints'}: {there}")
-  task, mesh = plan.make(), sharding.make_mesh(train["mesh"])
+  task, mesh = plan.make(), sharding.make_mesh(alone)
   wanted = [step] if step else steps
   state, notes = saved.newest(task, plan.optimizer, mesh, workdir / "checkpoints", wanted)
   found = int(state.step)
@@ -39,8 +41,8 @@ def write(workdir: Path, step: int = 0, out: Path | None = None) -> tuple[int, P
       f"the run in {workdir} has ended, and {target} holds its weights; name another folder with"
       " --out, or another checkpoint with --step"
     )
-  story = provenance.collect(
-    config, provenance.commit(), found, notes["elapsed_sec"], {},
+  story = provenance.collect(  # the commit that the run began with is not known here
+    config, None, found, notes["elapsed_sec"], {},
     sections.provenance_of(plan.init_from), "sora_jax.export",
   )  # fmt: skip
   task.export(state.ema_params, target, story)

@@ -90,7 +90,8 @@ class Checkpoints:
     Raises: ValueError if checkpoints exist and none fits.
     """
     steps = self._manager.all_steps()
-    found = newest(Path(self._manager.directory), steps, like)
+    cure = "Start with another --workdir, or delete this folder."
+    found = newest(Path(self._manager.directory), steps, like, cure)
     if found is None:
       return None
     for bad in (s for s in steps if s > int(found["state"].step)):
@@ -145,10 +146,10 @@ def saved_steps(folder: Path) -> list[int]:
     return []
 
 
-def newest(folder: Path, steps: Sequence[int], like: TrainState) -> Any:
+def newest(folder: Path, steps: Sequence[int], like: TrainState, cure: str) -> Any:
   """Reads the newest of some steps' checkpoints that can be read; nothing in the folder changes.
 
-  like: see `Checkpoints.restore`.
+  like: see `Checkpoints.restore`.  cure: what to do if none can be read.
 
   Returns: {"state", "data", "notes"}, or None if there are no steps.  Raises: ValueError if none of
   them can be read.
@@ -166,9 +167,7 @@ def newest(folder: Path, steps: Sequence[int], like: TrainState) -> Any:
         )
   if problems:
     raise ValueError(
-      f"{folder} holds checkpoints, but none can be restored: "
-      + "; ".join(problems)
-      + ". Start with another --workdir, or delete this folder."
+      f"{folder} holds checkpoints, but none can be restored: " + "; ".join(problems) + f". {cure}"
     )
   return None
 

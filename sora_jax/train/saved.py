@@ -29,8 +29,9 @@ def newest(
   task = task.on(mesh)
   axes = task.axes()
   made = optimizer_lib.make(optimizer, axes)
-  shapes = like(lambda: state_lib.create(task.init, made, 0, 1), mesh, axes)
-  found = checkpoint.newest(Path(folder).absolute(), steps, shapes)
+  shapes = like(lambda: state_lib.create(task.init, made, seed=0, total_steps=1), mesh, axes)
+  cure = "If the run goes on, it may have replaced them: try again; or name an older one by --step."
+  found = checkpoint.newest(Path(folder).absolute(), steps, shapes, cure)
   return found["state"], found["notes"]
 
 

@@ -254,7 +254,9 @@ def evaluation() -> ConfigDict:
   c.frames = 0  # of samples; 0 = the world's largest
   c.solver = "dpmpp_2m"  # a key of sora_jax.diffusion.solvers.SOLVERS
   c.steps = 20  # solver steps
+  c.grid = "quadratic"  # a key of sora_jax.diffusion.sampler.GRIDS
   c.guidance = 3.0  # 1 = off
+  c.guidance_interval = (0.3, 1.0)  # times, before the shift, at which guidance acts
   c.batches = 8  # held-out batches of the loss; for the VAE, of 8 clips each
   c.seed = 0
   return c

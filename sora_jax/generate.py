@@ -44,6 +44,10 @@ FPS = flags.DEFINE_float("fps", None, "Frames per second; by default the model's
 STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the model's.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Strength of the text, 1 = off; the model's.")
 SOLVER = flags.DEFINE_string("solver", None, "Name of a solver; by default the model's.")
+GRID = flags.DEFINE_string("grid", None, "Name of a grid of times; by default the model's.")
+INTERVAL = flags.DEFINE_list(
+  "guidance_interval", None, "LOW,HIGH within 0 and 1: times at which guidance acts; the model's."
+)
 OUT = flags.DEFINE_string("out", None, "File to write: .mp4, .mkv (lossless), .gif or .png.")
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
 DRAFT = flags.DEFINE_boolean("draft", False, "Half the size, half the steps.")
@@ -122,6 +126,7 @@ def check_flags(verb: str) -> None:
   for flag in (GUIDANCE, IMAGE_GUIDANCE):
     if flag.value is not None and not math.isfinite(flag.value):
       raise ValueError(f"--{flag.name}={flag.value}; it must be a number, 1 = off")
+  parse_interval()
   if not 0 <= CONTEXT_NOISE.value < 1:
     raise ValueError(f"--context_noise={CONTEXT_NOISE.value}; it must lie in [0, 1), 0 = off")
   if FPS.value is not None and not 0 < FPS.value <= 1000:
@@ -154,8 +159,7 @@ def from_media(verb: str) -> list[pathlib.Path]:
     given["prompt"] = opened("script", long_lib.read_script).frames(rate)
   videos = getattr(model, verb)(
     **given, fps=fps, seed=seeds, guidance=GUIDANCE.value, image_guidance=IMAGE_GUIDANCE.value,
-    context_noise=CONTEXT_NOISE.value, steps=STEPS.value, solver=SOLVER.value,
-    positions=POSITIONS.value, progress=say,
+    context_noise=CONTEXT_NOISE.value, positions=POSITIONS.value, **sampler_flags(), progress=say,
   )  # fmt: skip
   rate = fps * FACTOR.value if verb == "interpolate" else fps
   for path, video in zip(paths, videos):
@@ -250,9 +254,9 @@ def make_long() -> list[pathlib.Path]:
   from sora_jax.weights import folder
 
   how = {
-    "guidance": GUIDANCE.value, "image_guidance": IMAGE_GUIDANCE.value, "steps": STEPS.value,
-    "solver": SOLVER.value, "positions": POSITIONS.value, "window": WINDOW.value,
-    "least_fps": LEAST_FPS.value, "context_noise": CONTEXT_NOISE.value,
+    "guidance": GUIDANCE.value, "image_guidance": IMAGE_GUIDANCE.value, **sampler_flags(),
+    "positions": POSITIONS.value, "window": WINDOW.value, "least_fps": LEAST_FPS.value,
+    "context_noise": CONTEXT_NOISE.value,
   }  # fmt: skip
   weights = unfinished.fingerprint(folder.find(MODEL.value).glob("*.safetensors"))
   store = unfinished.Unfinished(OUT.value, {**given, **how, "model": weights})
@@ -305,8 +309,8 @@ def from_text(verb: str) -> list[pathlib.Path]:
   if draft is not None:
     arguments["from_draft"] = [draft] * len(paths)
   videos = model.generate(
-    **arguments, fps=fps, steps=STEPS.value, guidance=GUIDANCE.value, solver=SOLVER.value,
-    draft=DRAFT.value, positions=POSITIONS.value, progress=say,
+    **arguments, fps=fps, guidance=GUIDANCE.value, draft=DRAFT.value, positions=POSITIONS.value,
+    **sampler_flags(), progress=say,
     **({} if STRENGTH.value is None else {"strength": STRENGTH.value}),
   )  # fmt: skip
   for path, video in zip(paths, videos):
@@ -367,6 +371,30 @@ def parse_size(text: str) -> tuple[int, int]:
   if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
     raise ValueError(f"--size={text}; write WIDTHxHEIGHT in pixels, for example --size=96x64")
   return int(parts[0]), int(parts[1])
+
+
+def parse_interval() -> tuple[float, float] | None:
+  """--guidance_interval as numbers, None if it is not given.  Raises: ValueError."""
+  if INTERVAL.value is None:
+    return None
+  try:
+    low, high = (float(text) for text in INTERVAL.value)
+    if not 0 <= low <= high <= 1:
+      raise ValueError
+  except ValueError:
+    raise ValueError(
+      f"--guidance_interval={','.join(INTERVAL.value)}; write two times LOW,HIGH within 0 and 1,"
+      " for example --guidance_interval=0.3,1"
+    ) from None
+  return low, high
+
+
+def sampler_flags() -> dict:
+  """How to sample, by argument of `Model`; None = the model's own."""
+  return {
+    "steps": STEPS.value, "solver": SOLVER.value, "grid": GRID.value,
+    "guidance_interval": parse_interval(),
+  }  # fmt: skip
 
 
 def default_frames(extension: str, draft) -> int:

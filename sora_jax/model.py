@@ -18,6 +18,7 @@ from sora_jax import sharding
 from sora_jax.data import known, tokenizers, transforms
 from sora_jax.data.transforms import Size
 from sora_jax.diffusion import process, times
+from sora_jax.diffusion.guidance import ALL_TIMES
 from sora_jax.nn import conditioning, networks, vae, vae_streaming
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
@@ -69,7 +70,8 @@ class Model(verbs.Verbs):
   """Networks, their weights and a tokenizer, ready for use.
 
   Attributes: autoencoder: the VAE's config.  dit, text: the flax modules.
-    sampler: makes latents of packed requests.  defaults: of solver, steps, guidance and frame rate.
+    sampler: makes latents of packed requests.
+    defaults: of solver, steps, grid, guidance, guidance_interval and fps.
     prompted: whether the transformer has seen image and video prompts in training.
     extent: (seconds, side in tokens) of the longest clip and side in training; None if not told.
   """
@@ -83,7 +85,7 @@ class Model(verbs.Verbs):
     self.dit = DiT(dataclasses.replace(config, scan_unroll=1))
     self.text = TextEncoder(_config(TextConfig, parts["text"]))
     dit = parts["dit"].config
-    self.defaults = dit["sampling"]
+    self.defaults = {"grid": "uniform", "guidance_interval": ALL_TIMES} | dit["sampling"]
     self.prompted = bool(dit.get("prompts", False))
     self.extent = dit.get("extent")
     shift = {name.removeprefix("shift_"): v for name, v in dit["diffusion"].items()}
@@ -124,6 +126,8 @@ class Model(verbs.Verbs):
     guidance: float | Sequence[float] | None = None,
     steps: int | None = None,
     solver: str | None = None,
+    grid: str | None = None,
+    guidance_interval: Sequence[float | int] | None = None,
     draft: bool = False,
     from_draft: np.ndarray | Sequence[np.ndarray] | None = None,
     strength: float = DRAFT_STRENGTH,
@@ -134,13 +138,16 @@ class Model(verbs.Verbs):
 
     A list for any of the first eight arguments gives a list of videos, sampled packed together;
     single values serve all of them. What is made depends on the prompt, size, frames, fps, seed,
-    sample, guidance, steps and solver, never on what is made beside it.
+    sample and how it is sampled (guidance, steps, ...), never on what is made beside it.
 
     Args:
       prompt: text.  size: (width, height) in pixels.  frames: 17 by default, or the draft's.
       seed, sample: name the noise together with the prompt: another number, another video.
       fps: frames per second that the motion is made for.  guidance: strength of the text, 1 = off.
-      steps, solver: of the sampler; the model's own by default.
+      steps, solver, grid: of the sampler; the model's own by default. Keys of
+        `diffusion.solvers.SOLVERS` and `diffusion.sampler.GRIDS`.
+      guidance_interval: (low, high) in [0, 1], times at which guidance acts; the model's by
+        default, (0, 1) = all; see `prompting.sampling.Method`.
       draft: makes it at half the width and height in half the steps.
       from_draft: uint8 [T, H, W, 3]; the same content is made at `size` by the same model: the
         draft is enlarged, noised to time `strength` in (0, 1] and denoised (SDEdit).
@@ -160,7 +167,7 @@ class Model(verbs.Verbs):
     if draft:
       ordered = [self._draft(order) for order in ordered]
       steps = max(1, steps // DRAFT_SCALE)
-    method = self._method(solver, steps, positions)
+    method = self._method(solver, steps, grid, guidance_interval, positions)
     report = progress or (lambda line: None)
     requests = [self._request(order, strength) for order in ordered]
     tokens = sum(request.grid.size for request in requests)
@@ -185,6 +192,8 @@ class Model(verbs.Verbs):
     context_noise: float = 0.0,
     steps: int | None = None,
     solver: str | None = None,
+    grid: str | None = None,
+    guidance_interval: Sequence[float | int] | None = None,
     positions: str | Sequence[str] = "none",
     progress: Progress | None = None,
   ) -> np.ndarray | list[np.ndarray]:
@@ -205,8 +214,7 @@ class Model(verbs.Verbs):
       lines = lines * len(seeds)
     if len(seeds) != len(lines):
       raise ValueError(f"{len(seeds)} seeds for {len(lines)} timelines; give one, or one for each")
-    d = self.defaults
-    method = self._method(solver, d["steps"] if steps is None else steps, positions)
+    method = self._method(solver, steps, grid, guidance_interval, positions)
     for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
       if value is not None and not math.isfinite(value):
         raise ValueError(f"{name} is {value}; it must be a number, 1 = off")
@@ -374,15 +382,25 @@ class Model(verbs.Verbs):
     size = tuple(max(1, round(side / DRAFT_SCALE / cell)) * cell for side in order.size)
     return dataclasses.replace(order, size=size)
 
-  def _method(self, solver: str | None, steps: int, positions: str | Sequence[str]) -> Method:
+  def _method(
+    self,
+    solver: str | None,
+    steps: int | None,
+    grid: str | None,
+    interval: Sequence[float | int] | None,
+    positions: str | Sequence[str],
+  ) -> Method:
+    """How samples are made; None = the model's own."""
+    d = self.defaults
     if self.extent is None and positions != "none":
       raise ValueError(
         f"positions is {positions!r}, but this model's file does not tell how long and large its "
         "training clips were; export it again, by its training command"
       )
     return Method(
-      solver=solver or self.defaults["solver"], steps=steps, rotary_method=positions,
-      trained_extent=self.extent,
+      solver=solver or d["solver"], steps=d["steps"] if steps is None else steps,
+      grid=grid or d["grid"], interval=d["guidance_interval"] if interval is None else interval,
+      rotary_method=positions, trained_extent=self.extent,
     )  # fmt: skip
 
   def _predict(self, params, tokens_RLP, time_RQ, layout, text_RMU, position_scale=None):

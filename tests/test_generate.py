@@ -57,6 +57,17 @@ def test_one_video_is_written_with_size_frames_and_rate(run, tmp_path):
   np.testing.assert_array_equal(clips.decode(again[0]).video_THWC, decoded.video_THWC)
 
 
+def test_grid_and_interval_change_what_is_made(run, tmp_path):
+  made = [
+    clips.decode(
+      run(prompt=[PROMPT], size=["8x6"], frames=[3], out=str(tmp_path / "a.mkv"), **how)[0]
+    )
+    for how in ({}, {"grid": "quadratic"}, {"guidance_interval": ["0.5", "1"]})
+  ]
+  for other in made[1:]:
+    assert (other.video_THWC != made[0].video_THWC).any()
+
+
 def test_png_is_one_frame_without_being_asked(run, tmp_path):
   (path,) = run(prompt=[PROMPT], size=["9x7"], out=str(tmp_path / "a.png"))
   assert Image.open(path).size == (9, 7)
@@ -252,6 +263,9 @@ def test_a_script_is_filmed_into_an_mp4(run, small, tmp_path, monkeypatch):
     ({"least_fps": -1.0}, "--least_fps=-1.0; it must be a rate"),
     ({"draft": True}, "--draft=True is not for long"),
     ({"solver": "rk4"}, "solver='rk4'; allowed"),
+    ({"grid": "even"}, "grid='even'; allowed"),
+    ({"guidance_interval": ["0.5"]}, "--guidance_interval=0.5; write two times LOW,HIGH"),
+    ({"guidance_interval": ["0.5", "2"]}, "--guidance_interval=0.5,2; write two"),
     ({"out": None}, "--out is missing"),
   ],
 )
@@ -287,6 +301,7 @@ def test_mistakes_with_long_are_named_and_leave_nothing(run, tmp_path, values, m
     ("edit", {"video": "a", "draft": True}, "--draft=True is not for edit; it belongs to text"),
     ("edit", {"video": "a", "guidance": float("nan")}, "--guidance=nan; it must be a number"),
     ("animate", {"image": "a", "context_noise": 1.0}, "--context_noise=1.0; it must lie in"),
+    ("extend", {"video": "a", "forward": 1, "grid": "even"}, "grid='even'; allowed: uniform"),
     ("image", {"frames": [5]}, "--frames=5 is not for image"),
     ("text", {"draft": True, "steps": -3}, "--steps=-3; a sample needs"),
     ("text", {"from": "a", "strength": 0.0}, "--strength=0.0; .*above 0"),
@@ -316,6 +331,9 @@ def test_mistakes_with_files_are_named(run, media, tmp_path, verb, values, messa
     ({"draft": True, "from": "a.mp4"}, "--draft and --from"),
     ({"model": "tyni"}, "no model 'tyni'"),
     ({"solver": "rk4"}, "solver='rk4'; allowed"),
+    ({"grid": "even"}, "grid='even'; allowed"),
+    ({"guidance_interval": ["0.5"]}, "--guidance_interval=0.5; write two times LOW,HIGH"),
+    ({"guidance_interval": ["0.5", "2"]}, "--guidance_interval=0.5,2; write two"),
   ],
 )
 def test_mistakes_are_named(run, tmp_path, values, message):

@@ -193,6 +193,14 @@ def test_vae_trains_then_serves_a_second_leg(tmp_path, monkeypatch):
     ({"data__source": "films"}, r"data.source is 'films'"),
     ({"data__rows": 0}, r"config.data: rows=0"),
     ({"evaluation__solver": "rk4"}, r"config.evaluation: solver is 'rk4'"),
+    (
+      {"evaluation__grid": "even"},
+      r"config.evaluation: grid is 'even'; allowed: uniform, quadratic",
+    ),
+    (
+      {"evaluation__guidance_interval": (1.0, 0.5)},
+      r"config.evaluation: guidance_interval is \(1.0",
+    ),
     ({"optimizer__lr": -1.0}, r"config.optimizer: .*lr is -1.0"),
     ({"train__steps": 0}, r"config.train: train.steps is 0"),
     ({"vae__weights": "nowhere"}, r"config.vae.weights is 'nowhere'"),

@@ -148,7 +148,8 @@ def test_single_values_serve_every_item_of_a_list(model):
 
 def test_guidance_steps_solver_and_rate_matter(model):
   plain = model.generate(PROMPT, (8, 8), 3)
-  for change in ({"guidance": 1.0}, {"steps": 2, "solver": "euler"}, {"fps": 24.0}):
+  for change in ({"guidance": 1.0}, {"steps": 2, "solver": "euler"}, {"fps": 24.0},
+                 {"grid": "quadratic"}, {"guidance_interval": (0.5, 1.0)}):  # fmt: skip
     assert (model.generate(PROMPT, (8, 8), 3, **change) != plain).any(), change
 
 
@@ -355,6 +356,8 @@ def test_progress_is_told(model):
     ({"guidance": float("nan")}, "guidance is nan"),
     ({"steps": 0}, "steps=0"),
     ({"solver": "rk4"}, "solver='rk4'; allowed: euler"),
+    ({"grid": "even"}, "grid='even'; allowed: uniform, quadratic"),
+    ({"guidance_interval": (0.5, 2)}, r"guidance_interval is \(0.5, 2\); it must be LOW,HIGH"),
     ({"seed": [1, 2], "frames": [1, 2, 3]}, "lists of different lengths"),
     ({"seed": []}, "empty list"),
     ({"from_draft": np.zeros((1, 4, 4, 3), np.uint8), "strength": 0.0}, "start_time=0.0"),

@@ -17,8 +17,10 @@ without its momentum. (5) Fan et al. 2025 (arXiv 2503.18886). The interval: Kynk
 2024 (arXiv 2404.07724).
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sora_jax.diffusion import segments
 
@@ -50,14 +52,21 @@ def guide_two(
   return (both + push).astype(both.dtype)
 
 
-def interval_scale(
-  time: Float[Array, "..."],
-  scale: Float[Array, "..."] | float | int,
-  interval: tuple[float, float] = (0.1, 0.9),
-) -> Float[Array, "..."]:
-  """The scale inside an open interval of times, 1 outside. `time` is before any shift."""
-  inside = (time > interval[0]) & (time < interval[1])
-  return jnp.where(inside, jnp.asarray(scale, time.dtype), jnp.ones((), time.dtype))
+ALL_TIMES = (0.0, 1.0)
+"""The interval in which guidance always acts."""
+
+
+def checked_interval(interval: Sequence[float | int]) -> tuple[float, float]:
+  """An interval of times for `in_interval`.  Raises: ValueError if it is none."""
+  if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+    raise ValueError(f"guidance_interval is {tuple(interval)}; it must be LOW,HIGH within 0 and 1")
+  return float(interval[0]), float(interval[1])
+
+
+def in_interval(time_J: Float[Array, "J"], interval: Sequence[float | int]) -> Bool[Array, "J"]:
+  """Times above interval[0] and up to interval[1], where guidance is to act (Kynkäänniemi et al.
+  2024); (0, 1) is everywhere, as nothing is predicted at time 0."""
+  return (time_J > interval[0]) & (time_J <= interval[1])
 
 
 def rescale(

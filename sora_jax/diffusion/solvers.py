@@ -98,7 +98,7 @@ def heun() -> Solver:
     inverse = jnp.where(now > 0, 1.0 / jnp.where(now > 0, now, 1.0), 0.0)
     # A corrector evaluates at the end of its step, where the next predictor then starts anew.
     return {
-      "at": jnp.asarray(at, jnp.int32),
+      "at": at.astype(np.int32),
       "corrects": jnp.asarray(corrects),
       "span": span,
       "inverse": inverse,
@@ -225,7 +225,7 @@ def _affine_step(noisy: bool):
 
 def _every(times_J):
   """Evaluations at every grid point but the last."""
-  return jnp.arange(times_J.shape[0] - 1, dtype=jnp.int32)
+  return np.arange(times_J.shape[0] - 1, dtype=np.int32)
 
 
 def _mix(like, *parts):

@@ -58,8 +58,8 @@ class Method:
   Attributes:
     solver: a key of `diffusion.solvers.SOLVERS`.  steps: of the solver.
     grid: a key of `diffusion.sampler.GRIDS`.
-    interval: times, before the shift and without its ends, between which guidance acts; by default
-      all, pure noise at 1 included.
+    interval: (low, high) of the grid, before the shift and as shares of where a clip starts:
+      guidance acts above `low` and up to `high`; elsewhere rows are evaluated once.
     rescale: share of the deviation given back after guidance, see `guidance.rescale`.
     branches: how often a row is evaluated: 1, without guidance; 2, with the empty prompt too; 3,
       with the empty prompt and nothing known besides. The sampler lowers it to what is needed.
@@ -75,7 +75,7 @@ class Method:
   solver: str = "dpmpp_2m"
   steps: int = 20
   grid: str = "uniform"
-  interval: tuple[float, float] = (-1.0, 2.0)
+  interval: Sequence[float | int] = guidance.ALL_TIMES
   rescale: float = 0.0
   branches: int = 3
   rotary_method: str | Sequence[str] = "none"
@@ -87,6 +87,7 @@ class Method:
         raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(table)}")
     if self.steps < 1:
       raise ValueError(f"steps={self.steps}; a sample needs at least 1 solver step")
+    object.__setattr__(self, "interval", guidance.checked_interval(self.interval))
     self._check_positions()
 
   def _check_positions(self):
@@ -218,44 +219,43 @@ class Sampler:
 
   def _sample_rows(self, params: Any, batch: dict, method: Method) -> jax.Array:
     layout = packing.layout_of(batch)
-    plain_JRQ, time_JRQ = self._grids(batch, layout, method)
+    time_JRQ = self._times(batch, layout, method)
     time_JRL1 = jax.vmap(lambda t_RQ: packing.take_slots(t_RQ, layout.slot_RL))(time_JRQ)[..., None]
-    text_RMU = self._encode_text(params["text"], batch["text"], batch["text_segment"])
-    n = method.branches
-    known_RLX, canvas_RLP = jnp.asarray(batch["known"]), jnp.asarray(batch["canvas"])
-    known_nLX, canvas_nLP = jnp.tile(known_RLX, (n, 1, 1)), jnp.tile(canvas_RLP, (n, 1, 1))
-    layouts = [layout] + [layout._replace(text_segment_RM=jnp.asarray(batch["null_segment"]))] * (
-      n - 1
-    )
-    predict_layout = jax.tree.map(lambda *each: jnp.concatenate(each), *layouts)
-    if n > 1:
-      null_RMU = self._encode_text(params["text"], batch["null_text"], batch["null_segment"])
-      text_RMU = jnp.concatenate([text_RMU] + [null_RMU] * (n - 1))
-    if n > 2:
-      R = known_RLX.shape[0]
-      known_nLX, canvas_nLP = known_nLX.at[2 * R :].set(0.0), canvas_nLP.at[2 * R :].set(0.0)
-
-    is_exact_RLP = jnp.repeat(jnp.asarray(batch["is_exact"]) > 0, self._channels, axis=-1)
     scale = self._position_scale(layout, method)
-    extra = () if scale is None else (jax.tree.map(lambda a: jnp.tile(a, (n, 1, 1)), scale),)
+    text_RMU = self._encode_text(params["text"], batch["text"], batch["text_segment"])
+    null_RMU = None
+    if method.branches > 1:
+      null_RMU = self._encode_text(params["text"], batch["null_text"], batch["null_segment"])
+    under = {
+      n: _conditions(batch, layout, text_RMU, null_RMU, scale, n) for n in {1, method.branches}
+    }
+    is_exact_RLP = jnp.repeat(jnp.asarray(batch["is_exact"]) > 0, self._channels, axis=-1)
 
-    def denoise(x_RLP, j):
+    def predict(x_RLP, j, n):
+      """x0 of n branches, [n R, L, P], which lie behind each other as rows."""
       x_nLP, time_nQ, time_nL1 = (
         jnp.tile(a, (n, 1, 1)[: a.ndim]) for a in (x_RLP, time_JRQ[j], time_JRL1[j])
       )
+      known_nLX, canvas_nLP, *rest = under[n]
       tokens_nLP = join_cells(x_nLP, known_nLX, canvas_nLP, self._patch)
-      prediction_nLP = self._predict(
-        params["dit"], tokens_nLP, time_nQ, predict_layout, text_RMU, *extra
-      )
-      x0_RLP = process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
-      if n > 1:
-        x0_RLP = self._guide(x0_RLP, plain_JRQ[j], batch, layout, method)
+      prediction_nLP = self._predict(params["dit"], tokens_nLP, time_nQ, *rest)
+      return process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
+
+    def guided(x_RLP, j):
+      x0_nLP = predict(x_RLP, j, method.branches)
+      return kept(self._guide(x0_nLP, batch, layout, method))
+
+    def plain(x_RLP, j):
+      return kept(predict(x_RLP, j, 1))
+
+    def kept(x0_RLP):
       return jnp.where(is_exact_RLP, batch["exact"], x0_RLP)
 
     start_RLP = process.add_noise(batch["start"], batch["noise"], time_JRL1[0])
     draw = functools.partial(self.noise, batch)
     solver = solvers.by_name(method.solver)
-    x0_RLP = sampler.integrate(solver, denoise, start_RLP, time_JRL1, draw)
+    each_J = [guided if acts else plain for acts in guided_points(method)]
+    x0_RLP = sampler.integrate(solver, each_J, start_RLP, time_JRL1, draw)
     return jnp.where((layout.segment_RL > 0)[..., None], x0_RLP, 0.0)
 
   def _position_scale(
@@ -271,36 +271,64 @@ class Sampler:
       layout.grid_RS3, seconds_RS, method.trained_extent, method.rotary_method
     )
 
-  def _grids(self, batch: dict, layout: packing.Layout, method: Method) -> tuple[Any, Any]:
-    """Times [J, R, Q] of every slot from its start down to 0, before and after the shift."""
+  def _times(self, batch: dict, layout: packing.Layout, method: Method) -> Any:
+    """Times [J, R, Q] of every slot from its start down to 0."""
     times_J = sampler.GRIDS[method.grid](method.steps)
     start_RQ = packing.take_segments(jnp.asarray(batch["start_time"]), layout.slot_segment_RQ)
     plain_JRQ = times_J[:, None, None] * start_RQ[None]
     shift_RS = times.segment_shift(layout.grid_RS3, self._shift, self._patch.t)
     shift_RQ = times.slot_shift(shift_RS, layout.slot_segment_RQ)
-    return plain_JRQ, times.shift(shift_RQ[None], plain_JRQ)
+    return times.shift(shift_RQ[None], plain_JRQ)
 
-  def _guide(self, x0_nLP, plain_RQ, batch: dict, layout: packing.Layout, method: Method):
+  def _guide(self, x0_nLP, batch: dict, layout: packing.Layout, method: Method):
     """Guided x0 from the predictions of all branches, which lie behind each other as rows."""
-
-    def scale_RL1(name):
-      strength_RQ = packing.take_segments(jnp.asarray(batch[name]), layout.slot_segment_RQ)
-      scale_RQ = guidance.interval_scale(plain_RQ, strength_RQ, method.interval)
-      return packing.take_slots(scale_RQ, layout.slot_RL)[..., None]
-
     both_RLP, image_RLP, *free_RLP = jnp.split(x0_nLP, method.branches)
-    text_scale = scale_RL1("guidance")
+    scales = [
+      packing.take_segments(jnp.asarray(batch[name]), layout.segment_RL)[..., None]
+      for name in ("guidance", "image_guidance")[: method.branches - 1]
+    ]
     if method.branches == 2:
-      guided_RLP = guidance.guide(both_RLP, image_RLP, text_scale)
+      guided_RLP = guidance.guide(both_RLP, image_RLP, *scales)
     else:
-      image_scale = scale_RL1("image_guidance")
-      guided_RLP = guidance.guide_two(both_RLP, image_RLP, free_RLP[0], text_scale, image_scale)
+      guided_RLP = guidance.guide_two(both_RLP, image_RLP, *free_RLP, *scales)
     if method.rescale > 0:
       num_segments = layout.grid_RS3.shape[1]
       guided_RLP = guidance.rescale(
         guided_RLP, both_RLP, layout.segment_RL, num_segments, method.rescale
       )
     return guided_RLP
+
+
+def _conditions(batch, layout, text_RMU, null_RMU, scale, n: int) -> tuple:
+  """What rows are predicted under, n branches of them behind each other: known, canvas, layout and
+  text, and the scale of positions if there is one."""
+  null_layout = layout._replace(text_segment_RM=jnp.asarray(batch["null_segment"]))
+  layouts = [layout] + [null_layout] * (n - 1)
+  known_nLX, canvas_nLP = (
+    jnp.concatenate([rows] * min(n, 2) + [jnp.zeros_like(rows)] * (n - 2))
+    for rows in (jnp.asarray(batch["known"]), jnp.asarray(batch["canvas"]))
+  )
+  extra = () if scale is None else (jax.tree.map(lambda a: jnp.tile(a, (n, 1, 1)), scale),)
+  return (
+    known_nLX, canvas_nLP, jax.tree.map(lambda *each: jnp.concatenate(each), *layouts),
+    jnp.concatenate([text_RMU] + [null_RMU] * (n - 1)), *extra,
+  )  # fmt: skip
+
+
+def guided_points(method: Method) -> list[bool]:
+  """Whether guidance acts, at each point of the grid but the last."""
+  if method.branches == 1:
+    return [False] * method.steps
+  with jax.ensure_compile_time_eval():
+    plain_J = sampler.GRIDS[method.grid](method.steps)[:-1]
+    return guidance.in_interval(plain_J, method.interval).tolist()
+
+
+def evaluations(method: Method) -> int:
+  """How often a row goes through the network: all its branches where guidance acts, else once."""
+  at_E = solvers.by_name(method.solver).plan(jnp.linspace(1.0, 0.0, method.steps + 1))["at"]
+  acts_J = np.asarray(guided_points(method))
+  return len(at_E) + (method.branches - 1) * int(acts_J[at_E].sum())
 
 
 def branches(requests: Sequence[Request]) -> int:

@@ -257,7 +257,8 @@ def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] =
     "vae": autoencoder.weights,
     "frames_per_latent": f_t,
     "tokenizer_name": config["text"]["tokenizer"],
-    "sampling": part(e, "solver", "steps", "guidance") | {"fps": config["data"]["world"]["fps"][0]},
+    "sampling": part(e, "solver", "steps", "grid", "guidance", "guidance_interval")
+    | {"fps": config["data"]["world"]["fps"][0]},
     "heldout_batches": e["batches"],
     "init_from": sections.init_from(config, "dit.safetensors"),
     "grow": config["train"]["init_missing"] == "new",

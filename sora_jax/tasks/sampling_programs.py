@@ -39,7 +39,10 @@ def sample(config: Mapping, mesh: Mesh, size: Size, frames: int) -> Program:
   grid = Grid(*(-(-cell // p) for cell, p in zip(cells, dit.patch)))
   fps = 0.0 if frames == 1 else float(config["data"]["world"]["fps"][0])
   request = Request("", (1,) * WORDS, grid, fps, guidance=float(e["guidance"]))
-  method = Method(**part(e, "solver", "steps"), branches=sampling.branches([request]))
+  method = Method(
+    **part(e, "solver", "steps", "grid"), interval=e["guidance_interval"],
+    branches=sampling.branches([request]),
+  )  # fmt: skip
   sampler = sampler_of(task, mesh)
   ((batch, _),) = sampler.packed([request] * sharding.parts(mesh, "row"))
   names = sampling.ROW_AXES
@@ -85,10 +88,12 @@ def sampler_of(task: TextToVideo, mesh: Mesh) -> Sampler:
 
 
 def sampling_load(task: TextToVideo, batch: dict, method: Method, copies: int) -> Load:
-  """What a call needs: the transformer for every step and branch, the text encoder twice."""
+  """What a call needs: the transformer for every step, under each branch where guidance acts, and
+  the text encoder twice."""
   sizes, dit, text = task.matrix_sizes, task.dit.config, task.text.config
   (R, L), M = batch["segment"].shape, batch["text"].shape[1]
-  evaluations, texts = method.steps * method.branches, min(method.branches, 2)
+  evaluations = sampling.evaluations(method)
+  texts = min(method.branches, 2)
   real = costs.real_flops(sizes, dit, text, batch)
   slots = batch["grid"].shape[1]
   dots = costs.product_flops(sizes, dit, text, L, M, slots)

@@ -10,6 +10,8 @@ from sora_jax.data.pipeline import PipelineConfig
 from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.data.transforms import padded_frames
 from sora_jax.data.world import WorldConfig
+from sora_jax.diffusion import guidance
+from sora_jax.diffusion.sampler import GRIDS
 from sora_jax.diffusion.solvers import SOLVERS
 from sora_jax.shapes import Patch
 from sora_jax.tasks.autoencoder import factors
@@ -34,19 +36,23 @@ class EvaluationConfig:
   frames: int
   solver: str
   steps: int
+  grid: str
   guidance: float
+  guidance_interval: tuple
   batches: int
   seed: int
 
   def __post_init__(self):
-    if self.solver not in SOLVERS:
-      raise ValueError(f"solver is {self.solver!r}; allowed: {', '.join(SOLVERS)}")
+    for name, table in (("solver", SOLVERS), ("grid", GRIDS)):
+      if getattr(self, name) not in table:
+        raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(table)}")
     if min(self.prompts, self.steps, self.batches) < 1 or self.frames < 0:
       raise ValueError("prompts, steps and batches must be at least 1, frames at least 0")
     if any(not isinstance(size, list | tuple) or len(size) != 2 for size in self.sizes):
       raise ValueError(f"sizes is {self.sizes}; give (width, height) pairs, like ((32, 32),)")
     if not math.isfinite(self.guidance):
       raise ValueError(f"guidance is {self.guidance}; it must be a number, 1 = off")
+    guidance.checked_interval(self.guidance_interval)
 
 
 def check_evaluation(evaluation: EvaluationConfig, world: WorldConfig | None) -> None:

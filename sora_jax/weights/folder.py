@@ -7,8 +7,8 @@
     dit.safetensors   config: {"format": FORMAT, "network": DiTConfig, "diffusion": {"prediction",
                       "shift_reference", "shift_space", "shift_frames", "shift_high"}, "rows":
                       {"row_len", "max_segments", "text_row_len"}, "sampling": {"solver", "steps",
-                      "guidance", "fps", ...}, "prompts": whether it has seen image and video
-                      prompts}
+                      "grid", "guidance", "guidance_interval", "fps"}, "prompts": whether
+                      it has seen image and video prompts}
                       tree: parameters
     tokenizer.model   SentencePiece model, where the text encoder was trained with one
     provenance.json   config, command, seed, commit, hardware, time, legs, validation figures

@@ -69,9 +69,20 @@ def test_the_same_in_every_space(key):
     np.testing.assert_allclose(back, guided, atol=1e-5)
 
 
-def test_interval_is_open():
-  scale = guidance.interval_scale(jnp.asarray([0.05, 0.1, 0.5, 0.9, 1.0]), 4.0, (0.1, 0.9))
-  np.testing.assert_array_equal(scale, [1, 1, 4, 1, 1])
+def test_interval_is_open_below_and_closed_above():
+  time = jnp.asarray([0.05, 0.125, 0.5, 0.75, 1.0])
+  found = guidance.in_interval(time, (0.125, 0.75))
+  np.testing.assert_array_equal(found, [False, False, True, True, False])
+  assert guidance.in_interval(time, guidance.ALL_TIMES).all()
+
+
+@pytest.mark.parametrize(
+  "interval", [(0.5,), (-0.1, 1.0), (0.6, 0.5), (0.0, 1.5), (0.0, float("nan"))]
+)
+def test_what_is_no_interval_is_named(interval):
+  assert guidance.checked_interval([0, 1]) == guidance.ALL_TIMES
+  with pytest.raises(ValueError, match="guidance_interval is .*; it must be LOW,HIGH within 0 and"):
+    guidance.checked_interval(interval)
 
 
 def test_rescale_restores_the_deviation_of_each_segment(row):

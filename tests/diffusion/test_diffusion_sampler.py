@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.diffusion import sampler, times
+from sora_jax.diffusion import sampler, solvers, times
 from sora_jax.shapes import Grid, Patch
 
 Z = 4
@@ -22,6 +22,7 @@ def test_grids_fall_from_noise_to_data(name, steps):
 def test_known_grids():
   np.testing.assert_allclose(times.shift(3.0, sampler.uniform_grid(4)), [1, 0.9, 0.75, 0.5, 0])
   np.testing.assert_allclose(sampler.uniform_grid(3, start=0.6), [0.6, 0.4, 0.2, 0.0], atol=1e-7)
+  np.testing.assert_allclose(sampler.quadratic_grid(4), [1, 9 / 16, 1 / 4, 1 / 16, 0], atol=1e-7)
   karras = np.asarray(sampler.karras_grid(18), np.float64)
   ratio = karras[1:-1] / (1 - karras[1:-1])
   np.testing.assert_allclose(ratio[-1], 0.002, rtol=1e-3)
@@ -36,6 +37,22 @@ def test_impossible_grids_are_refused():
   for make in (lambda: sampler.uniform_grid(0), lambda: sampler.uniform_grid(3, start=2.0)):
     with pytest.raises(ValueError, match="got"):
       make()
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "unipc2"])
+def test_points_may_have_functions_of_their_own(name):
+  """Two functions in three runs: what one function makes that asks where it is."""
+  solver, grid, noise = solvers.by_name(name), sampler.uniform_grid(6), jnp.asarray([1.0, -2.0])
+  early, late = (lambda x, j, a=a: a * x + 0.1 * j for a in (0.3, 0.7))
+  each = [early, early, late, late, late, early]
+  is_late = jnp.asarray([f is late for f in each])
+  whole = sampler.integrate(
+    solver, lambda x, j: jnp.where(is_late[j], late(x, j), early(x, j)), noise, grid
+  )
+  np.testing.assert_allclose(sampler.integrate(solver, each, noise, grid), whole, rtol=1e-6)
+  assert not np.allclose(sampler.integrate(solver, early, noise, grid), whole, rtol=1e-2)
+  with pytest.raises(ValueError, match="5 functions for the 6 points"):
+    sampler.integrate(solver, each[1:], noise, grid)
 
 
 def test_token_grid_looks_up_the_slot():

@@ -194,8 +194,43 @@ def test_guidance_is_each_request_s_own_and_one_is_off():
   assert np.abs(mixed[0] - run(params(), [A, C], METHOD)[0]).max() > 0.01
   rescaled = run(params(), [A, C], dataclasses.replace(METHOD, rescale=0.7))[0]
   assert np.abs(rescaled - run(params(), [A, C], METHOD)[0]).max() > 0.01
-  outside = run(params(), [A, C], dataclasses.replace(METHOD, interval=(2.0, 3.0)))[0]
+  outside = run(params(), [A, C], dataclasses.replace(METHOD, interval=(0.0, 0.0)))[0]
   close(outside, plain)
+
+
+def test_guidance_acts_in_its_interval_alone():
+  """Three even steps predict at 1, 2/3 and 1/3; where a clip starts makes no difference."""
+  run = make_sampler()
+  latent = np.random.default_rng(3).standard_normal((2, 4, 6, Z)).astype("f")
+  edit = dataclasses.replace(A, start_latent=latent, start_time=0.5)
+  asked = [A, edit, C]
+
+  def sample(*interval):
+    return run(params(), asked, dataclasses.replace(METHOD, interval=interval))
+
+  always, all_points, first_alone, never = (
+    sample(*interval) for interval in ((0, 1), (0.3, 1), (0.7, 1), (0, 0.3))
+  )
+  off = run(params(), [dataclasses.replace(r, guidance=1.0) for r in asked], METHOD)
+  for i in range(len(asked)):
+    close(all_points[i], always[i])
+    close(never[i], off[i])
+    assert np.abs(first_alone[i] - always[i]).max() > 0.01
+    assert np.abs(first_alone[i] - never[i]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+  "method, number",
+  [
+    ({}, 4 * 3), ({"branches": 1}, 4), ({"interval": (0.5, 1.0)}, 4 + 2 * 2),
+    ({"interval": (0.6, 1.0), "grid": "quadratic"}, 4 + 2),
+    ({"solver": "heun"}, 7 * 3), ({"solver": "heun", "interval": (0.5, 1.0)}, 7 + 2 * 3),
+  ],
+)  # fmt: skip
+def test_evaluations_of_a_row_are_counted(method, number):
+  assert (
+    sampling.evaluations(sampling.Method(**{"steps": 4, "solver": "euler", **method})) == number
+  )
 
 
 def test_guidance_moves_away_from_the_empty_prompt_by_its_strength():

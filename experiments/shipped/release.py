@@ -6,8 +6,9 @@
 Writes vae.safetensors, text.safetensors, dit.safetensors, the tokenizer, and provenance.json: all
 legs of training, the figures of the evaluate_*.py scripts, and those that `evaluation/release.py`
 finds on the files as written, for a test to reproduce. Without --dit, the VAE alone. A transformer
-of another VAE's latents is refused. Files above 12 MB, and all if they have more than 24 MB, are
-stored as float16. Prints one JSON object as its last line.
+of another VAE's latents is refused. --sampling='{"grid": "quadratic"}' changes how a sampler of the
+model works by default, with the weights as they are. Files above 12 MB, and all if they have more
+than 24 MB, are stored as float16. Prints one JSON object as its last line.
 """
 
 import json
@@ -25,6 +26,7 @@ from sora_jax.weights import store
 
 VAE = flags.DEFINE_string("vae", None, "Work directory, folder or file of the VAE.")
 DIT = flags.DEFINE_string("dit", None, "Work directory or folder of text encoder and transformer.")
+SAMPLING = flags.DEFINE_string("sampling", None, "JSON: the sampler's defaults to change.")
 TO = flags.DEFINE_string("to", "sora_jax/weights/tiny", "Folder to write.")
 FIGURES = flags.DEFINE_multi_string("figures", [], "Folders with what evaluate_*.py wrote.")
 DTYPE = flags.DEFINE_enum("store_dtype", "auto", ["auto", "float32", "float16"], "Of the files.")
@@ -79,6 +81,8 @@ def gather():
   networks = folder_lib.read(source)
   if not same_latents(vae, networks["vae"]):
     raise SystemExit(f"release: {DIT.value} was trained on latents of another VAE than {VAE.value}")
+  if SAMPLING.value:
+    networks["dit"].config["sampling"] = changed_sampling(networks["dit"].config["sampling"])
   story = store.load(source / "dit.safetensors")[2]["provenance"]
   tokenizer = source / folder_lib.TOKENIZER_NAME
   return (
@@ -86,6 +90,15 @@ def gather():
     {"vae": vae_story, "text and dit": story},
     tokenizer if tokenizer.is_file() else None,
   )
+
+
+def changed_sampling(sampling):
+  """The sampler's defaults, changed as --sampling says."""
+  known = ("solver", "steps", "grid", "guidance", "guidance_interval", "fps")
+  changes = json.loads(SAMPLING.value)
+  if unknown := sorted(changes.keys() - set(known)):
+    raise SystemExit(f"release: --sampling names {', '.join(unknown)}; it takes {', '.join(known)}")
+  return dict(sampling) | changes
 
 
 def write(to, networks, stories):

@@ -266,7 +266,7 @@ def test_first_latents_known_wholly_are_not_left_to_the_network(model):
     assert request.is_exact.all((1, 2)).sum() == request.is_exact.any((1, 2)).sum() == count
     if count:
       np.testing.assert_allclose(request.exact[:count], model.encode(clip(5))[:count], atol=1e-4)
-  method = model._method(None, 3, "none")
+  method = model._method(None, 3, None, None, "none")
   made = model.sampler(model._params, [model._prompted(whole, 0, 0, 3.0, 2.0, 0.2)], method)[0]
   np.testing.assert_allclose(made[:3], model.encode(clip(5)), atol=1e-4)
 
@@ -284,7 +284,9 @@ def test_what_is_known_is_noised_for_the_network_alone(model):
   np.testing.assert_array_equal(model.make(line, seed=0, context_noise=0.2)[:5], clip(5))
   calm, stirred = (
     model.sampler(
-      model._params, [model._prompted(line, 0, 0, 1.0, 1.0, noise)], model._method(None, 3, "none")
+      model._params,
+      [model._prompted(line, 0, 0, 1.0, 1.0, noise)],
+      model._method(None, 3, None, None, "none"),
     )[0]
     for noise in (0.0, 0.2)
   )

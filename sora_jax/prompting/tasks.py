@@ -23,8 +23,8 @@ CONTEXT = 9
 EDIT = 0.6
 """Time to which `edit` noises a clip by default: motion and layout stay, the rest may change."""
 BLEND = 0.6
-"""Time to which the cross-fade between connected clips is noised; 1 = nothing is left of it. What is
-left are shades, in which backgrounds pass evenly."""
+"""Time to which the cross-fade between connected clips is noised; 1 = nothing is left of it. At 0.6
+its shades are, by which backgrounds pass evenly."""
 GUARD = 5
 """Least number of frames on each side of a seam that tell a motion, not only a place."""
 

@@ -107,7 +107,10 @@ def test_the_way_between_two_clips_may_begin_as_a_cross_fade():
   line = tasks.connect(start, end, "p", None, 8, 8.0, strength=0.6)
   np.testing.assert_array_equal(line.start_THWC[:, 0, 0, 0], [10, 10, 10, 20, 30, 40, 50, 50])
   assert line.strength == 0.6 and not line.known_THW[3:6].any()
-  free = tasks.connect(start, end, "p", None, 8, 8.0)
+  by_default = tasks.connect(start, end, "p", None, 8, 8.0)
+  np.testing.assert_array_equal(by_default.start_THWC, line.start_THWC)
+  assert by_default.strength == tasks.BLEND
+  free = tasks.connect(start, end, "p", None, 8, 8.0, strength=1.0)
   assert free.start_THWC is None and free.strength == 1.0
 
 

@@ -31,9 +31,13 @@ TO = flags.DEFINE_string("to", None, "Model folder to write.")
 def read_shares():
   """Share of each model."""
   count = len(MODELS.value)
-  shares = [1 / count] * count if SHARES.value is None else [float(word) for word in SHARES.value]
+  try:
+    shares = [1 / count] * count if SHARES.value is None else [float(word) for word in SHARES.value]
+  except ValueError:
+    shares = []
   if len(shares) != count or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
-    raise SystemExit(f"average: --shares={SHARES.value}; give {count} numbers that add up to 1")
+    given = ",".join(SHARES.value)
+    raise SystemExit(f"average: --shares={given}; give {count} numbers that add up to 1")
   return shares
 
 
@@ -57,8 +61,11 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   shares = read_shares()
-  folders = [folder_lib.find(name) for name in MODELS.value]
-  networks = [folder_lib.read(folder) for folder in folders]
+  try:
+    folders = [folder_lib.find(name) for name in MODELS.value]
+    networks = [folder_lib.read(folder) for folder in folders]
+  except (OSError, ValueError) as error:
+    raise SystemExit(f"average: {error}") from error
   story = store.load(folders[-1] / "dit.safetensors")[2]["provenance"]
   *legs, last = story.get("legs") or [story]
   command = f"python experiments/shipped/average.py {shlex.join(sys.argv[1:])}"

@@ -15,6 +15,7 @@ import json
 import pathlib
 import shutil
 
+import defaults
 import harness
 import numpy as np
 from absl import app, flags
@@ -82,7 +83,9 @@ def gather():
   if not same_latents(vae, networks["vae"]):
     raise SystemExit(f"release: {DIT.value} was trained on latents of another VAE than {VAE.value}")
   if SAMPLING.value:
-    networks["dit"].config["sampling"] = changed_sampling(networks["dit"].config["sampling"])
+    networks["dit"].config["sampling"] = defaults.changed(
+      networks["dit"].config["sampling"], SAMPLING.value
+    )
   story = store.load(source / "dit.safetensors")[2]["provenance"]
   tokenizer = source / folder_lib.TOKENIZER_NAME
   return (
@@ -90,15 +93,6 @@ def gather():
     {"vae": vae_story, "text and dit": story},
     tokenizer if tokenizer.is_file() else None,
   )
-
-
-def changed_sampling(sampling):
-  """The sampler's defaults, changed as --sampling says."""
-  known = ("solver", "steps", "grid", "guidance", "guidance_interval", "fps")
-  changes = json.loads(SAMPLING.value)
-  if unknown := sorted(changes.keys() - set(known)):
-    raise SystemExit(f"release: --sampling names {', '.join(unknown)}; it takes {', '.join(known)}")
-  return dict(sampling) | changes
 
 
 def write(to, networks, stories):

@@ -86,6 +86,8 @@ def save(
 ) -> int:
   """Writes a tree whole or not at all: to a temporary file beside `path`, then renamed.
 
+  The same arguments give the same bytes.
+
   Args: config: JSON-able, what rebuilds the network.  provenance: JSON-able, how it was trained.
     store_dtype: "float16" or "bfloat16" halves the float32 tensors on disk; they load as float32.
   Returns: the file's size in bytes.  Raises: ValueError for an unknown dtype, an empty tree, a tree
@@ -113,7 +115,7 @@ def save(
     }
   except TypeError as error:
     raise ValueError(f"{path}: config and provenance must be JSON: {error}") from error
-  return _write_atomically(pathlib.Path(path), safetensors.numpy.save(tensors, metadata))
+  return _write_atomically(pathlib.Path(path), _ordered(safetensors.numpy.save(tensors, metadata)))
 
 
 def load(path: str | os.PathLike, like: Mapping | None = None) -> tuple[Tree, dict, dict]:
@@ -273,6 +275,16 @@ def _shapes(tree: Mapping, prefix: str = "") -> dict[str, tuple[int, ...]]:
     else:
       shapes[name] = tuple(value.shape)
   return shapes
+
+
+def _ordered(data: bytes) -> bytes:
+  """The same file with its metadata sorted: the library writes them in an order drawn anew."""
+  size = int.from_bytes(data[:8], "little")
+  header = json.loads(data[8 : 8 + size])
+  header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
+  return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def _write_atomically(path: pathlib.Path, data: bytes) -> int:

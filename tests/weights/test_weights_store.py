@@ -33,6 +33,13 @@ def leaves_equal(a, b):
     assert flat_a[name].dtype == flat_b[name].dtype, name
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+  paths = [tmp_path / f"{i}.safetensors" for i in range(8)]
+  for path in paths:
+    store.save(path, make_tree(), {"width": 4}, {"seed": 3}, store_dtype="float16")
+  assert len({path.read_bytes() for path in paths}) == 1
+
+
 def test_round_trip_keeps_names_values_dtypes_and_config(tmp_path):
   tree, config = make_tree(), {"width": 4, "patch": [1, 2, 2]}
   size = store.save(tmp_path / "a.safetensors", tree, config, {"seed": 3})

@@ -1,0 +1,92 @@
+"""The scripts that make a shipped model of training runs: averages, and a sampler's defaults."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sora_jax.weights import folder, store
+
+SCRIPTS = pathlib.Path(__file__).parents[1] / "experiments" / "shipped"
+SAMPLING = {"solver": "dpmpp_2m", "steps": 20, "guidance": 3.0, "fps": 8.0}
+
+
+def write_model(path, value, width=4):
+  """A model folder whose networks are one array each."""
+  networks = {
+    name: folder.Network({"a": np.full(width, value + k, "f")}, {"sampling": SAMPLING})
+    for k, name in enumerate(store.NETWORKS)
+  }
+  leg = {"commit": f"of {value}", "command": "none", "steps": 3}
+  folder.write(path, networks, b"words", leg | {"legs": [{"commit": "first"}, leg]})
+  return path
+
+
+def average(*arguments):
+  """(exit status, last line of its output, of its errors)."""
+  command = [sys.executable, str(SCRIPTS / "average.py"), *map(str, arguments)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  return done.returncode, *((text.splitlines() or [""])[-1] for text in (done.stdout, done.stderr))
+
+
+def test_an_average_is_weighted_and_tells_of_all_legs(tmp_path):
+  models = [write_model(tmp_path / "a", 1.0), write_model(tmp_path / "b", 5.0)]
+  names, to = f"--models={models[0]},{models[1]}", tmp_path / "c"
+  status, said, _ = average(names, "--shares=0.25,0.75", f"--to={to}")
+  assert status == 0 and json.loads(said)["shares"] == [0.25, 0.75]
+  made, last = folder.read(to), folder.read(models[1])
+  for name, value in (("vae", 5.0), ("text", 5.0), ("dit", 6.0)):  # of 1 + k and 5 + k
+    np.testing.assert_allclose(made[name].tree["a"], value)
+    assert made[name].config.items() >= last[name].config.items()
+  assert (to / folder.TOKENIZER_NAME).read_bytes() == b"words"
+  first, second = store.load(to / "dit.safetensors")[2]["provenance"]["legs"]
+  assert first == {"commit": "first"} and second["commit"] == "of 5.0"
+  assert "--shares=0.25,0.75" in second["note"]
+
+
+def test_what_cannot_be_averaged_is_named_and_nothing_written(tmp_path):
+  a, b = write_model(tmp_path / "a", 1.0), write_model(tmp_path / "b", 5.0, width=3)
+  for models, shares, what in (
+    (f"{a},{b}", "0.5,0.5", f"the text of {a} has other parameters"),
+    (f"{a},{a}", "0.5,0.6", "give 2 numbers that add up to 1"),
+    (f"{a},{a}", "half,half", "give 2 numbers that add up to 1"),
+    (f"{a},{tmp_path / 'x'}", "0.5,0.5", "no model"),
+  ):
+    status, _, said = average(f"--models={models}", f"--shares={shares}", f"--to={tmp_path / 'c'}")
+    assert status == 1 and said.startswith("average: ") and what in said
+  assert not (tmp_path / "c").exists()
+
+
+@pytest.fixture(scope="module")
+def defaults():
+  """The part of release.py without flags, as a module."""
+  spec = importlib.util.spec_from_file_location("defaults", SCRIPTS / "defaults.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_a_release_changes_the_samplers_defaults(defaults):
+  found = defaults.changed(SAMPLING, '{"grid": "quadratic", "guidance_interval": [0.3, 1.0]}')
+  assert found == SAMPLING | {"grid": "quadratic", "guidance_interval": [0.3, 1.0]}
+
+
+@pytest.mark.parametrize(
+  ("text", "what"),
+  [
+    ('{"girds": 1}', "it names girds and takes solver, steps, grid"),
+    ('{"grid": "cubic"}', "grid='cubic'; allowed: "),
+    ('{"guidance_interval": [0.5, 0.2]}', "0.5"),
+    ('{"steps": 0}', "steps=0"),
+    ("grid", "Expecting value"),
+  ],
+)
+def test_a_release_refuses_a_sampler_that_cannot_be(defaults, text, what):
+  with pytest.raises(SystemExit) as refused:
+    defaults.changed(SAMPLING, text)
+  assert str(refused.value).startswith(f"release: --sampling={text}: ")
+  assert what in str(refused.value)

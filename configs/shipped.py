@@ -37,8 +37,8 @@ motion: three quarters prompted, half of all with whole latents, most of it near
 from 0.3 of the usual on, so that they have to be seen. speed: that alone, 32x32, 25 clips a step,
 told their first latents near pure noise. paths: the same at larger sizes, with last latents, both
 ends, and what bounces, falls or swings. usual: all kinds again, at 0.6 to 1 of the usual speed.
-bounces: as speed, of what bounces and falls. walls: the same with constant motion and morphs at all
-sizes, 96x64 among them, a fifth of it from text alone.
+bounces: as speed, of what bounces and falls. walls: the same with constant motion, morphs and cuts at
+all sizes, 96x64 among them, a fifth of it from text alone.
 The shipped file has seen plain, aspects in five starts with a changing
 recipe, large for an hour, prompted three times, tasks twice, and each of the others once, 13 hours
 in all, as its provenance tells; what it came to is in experiments/shipped, why aspects changed in
@@ -197,7 +197,7 @@ def last_legs(c: ConfigDict, size: str) -> None:
     d.prompts.update({"head": 0.8, "tail": 0.2})
   if size == "walls":
     w.levels, w.styles = (1, 3), ("plain",)
-    w.motions = ("constant",) * 5 + ("bounce", "gravity") * 4 + ("morph",) * 2 + ("swing",)
+    w.motions = ("constant",) * 5 + ("bounce", "gravity") * 4 + ("cut", "morph") * 2 + ("swing",)
     w.frames, w.image_fraction, w.num_clips, w.seed = (17,), 0.0, 10240, 63
     w.slowest = 0.5
     shares = {"head": 0.42, "tail": 0.22, "both": 0.12, "ends": 0.02, "boxes": 0.02}

@@ -6,6 +6,7 @@ program holds.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import tempfile
@@ -21,6 +22,8 @@ from sora_jax.weights.folder import Network
 
 VAE = vae.VAEConfig(width=8, mult=(1, 2, 2), latent=4, time_down=(False, True))
 MESH = (1, 2, 2, 2)
+fresh = jax.jit(functools.partial(vae.init, VAE))
+"""Variables of the autoencoder, of a key."""
 
 
 def write(path: pathlib.Path) -> None:
@@ -30,7 +33,7 @@ def write(path: pathlib.Path) -> None:
     job, dit=job.dit.clone(config=dataclasses.replace(job.dit.config, in_channels=10))
   )
   params = noisy(job)
-  variables = jax.device_get(vae.init(VAE, jax.random.key(1)))
+  variables = jax.device_get(fresh(jax.random.key(1)))
   noise = np.random.default_rng(0)
   variables["params"] = jax.tree.map(
     lambda x: x + 0.1 * noise.standard_normal(x.shape).astype("f"), variables["params"]
@@ -68,7 +71,7 @@ def whole_frames() -> list[int]:
   for shape in (MESH, (8, 1, 1, 1)):
     mesh = sharding.make_mesh(shape)
     put = lambda x: jax.device_put(x, sharding.fitting(mesh, vae.AXES, x.shape))  # noqa: E731, B023
-    variables = jax.device_put(vae.init(VAE, jax.random.key(0)), sharding.replicated(mesh))
+    variables = jax.device_put(fresh(jax.random.key(0)), sharding.replicated(mesh))
     run, latent = vae_streaming.programs(VAE), put(np.zeros((1, 1, 8, 8, 4), np.float32))
     _, state = run["decode_first"](variables, latent)
     text = run["decode_next"].lower(variables, state, latent).compile().as_text()

@@ -71,18 +71,26 @@ def task():
   return make()
 
 
+@pytest.fixture(scope="module")
+def params(task):
+  """Of every task here whose networks are those of `make()`."""
+  return jax.jit(task.init)(jax.random.key(0))
+
+
+def with_head(params):
+  """The output layer starts at zero, and so does every gradient behind it: it is moved."""
+  moved = jax.tree.map(lambda p: p, params)
+  for part in (moved["dit"]["head"]["linear"], moved["dit"]["blocks"]["cross"]["out"]):
+    part["kernel"] = part["kernel"] + 0.1
+  return moved
+
+
 @pytest.mark.parametrize("prediction", ["x", "v", "eps"])
-def test_loss_and_gradient_are_finite_and_reach_both_networks(prediction):
+def test_loss_and_gradient_are_finite_and_reach_both_networks(prediction, params):
   task = make(diffusion=DiffusionConfig(prediction=prediction))
-  params = jax.jit(task.init)(jax.random.key(0))
-  # The output layer starts at zero, and so does every gradient behind it: move it first.
-  head = params["dit"]["head"]["linear"]
-  head["kernel"] = head["kernel"] + 0.1
-  cross = params["dit"]["blocks"]["cross"]["out"]
-  cross["kernel"] = cross["kernel"] + 0.1
   batch = jax.tree.map(jax.numpy.asarray, next(task.batches()))
   gradients = jax.jit(lambda *args: step_lib.accumulated_gradients(task.loss, *args, 1))
-  sums, grads = gradients(params, batch, jax.random.key(1), jax.numpy.zeros(()))
+  sums, grads = gradients(with_head(params), batch, jax.random.key(1), jax.numpy.zeros(()))
   assert np.isfinite(float(sums["loss"].numerator)) and float(sums["loss"].denominator) > 0
   for name in ("dit", "text"):
     norms = [float(np.abs(g).max()) for g in jax.tree.leaves(grads[name])]
@@ -111,9 +119,9 @@ def test_the_network_is_told_what_is_known_and_half_the_prompts_are_noised():
   np.testing.assert_array_equal(canvas, batch["canvas"])
   assert 0 < np.asarray(known).mean() < 1
   task, batch = prompted(noise=0.25)
-  changed = []
+  changed, prompts = [], jax.jit(task.prompts)
   for seed in range(20):
-    known, canvas = task.prompts(batch, jax.random.key(seed))
+    known, canvas = prompts(batch, jax.random.key(seed))
     cell_known = np.asarray(known).reshape(*known.shape[:2], -1, F_T).max(-1) > 0
     moved = np.asarray(canvas != batch["canvas"]).reshape(*cell_known.shape, -1).any(-1)
     assert not moved[~cell_known].any()
@@ -126,11 +134,9 @@ def test_the_network_is_told_what_is_known_and_half_the_prompts_are_noised():
   assert 0.3 < np.mean(changed) < 0.7
 
 
-def test_the_loss_hears_of_the_prompt_and_of_every_frame_s_time():
+def test_the_loss_hears_of_the_prompt_and_of_every_frame_s_time(params):
   task, batch = prompted(noise=0.0)
-  params = jax.jit(task.init)(jax.random.key(0))
-  head = params["dit"]["head"]["linear"]
-  head["kernel"] = head["kernel"] + 0.1
+  params = with_head(params)
   loss = jax.jit(
     lambda b: task.loss(params, b, jax.random.key(1), jax.numpy.zeros(()))[0].numerator
   )
@@ -142,7 +148,7 @@ def test_the_loss_hears_of_the_prompt_and_of_every_frame_s_time():
   assert abs(float(loss(batch | one_time)) - base) > 1e-3
 
 
-def test_half_the_prompted_clips_are_trained_near_pure_noise_and_no_others():
+def test_half_the_prompted_clips_are_trained_near_pure_noise_and_no_others(params):
   jnp = jax.numpy
   task, batch = prompted(near_noise=0.5, frame_times=0.0)
   layout = packing.layout_of(batch, task.pipeline.max_slots)
@@ -150,8 +156,9 @@ def test_half_the_prompted_clips_are_trained_near_pure_noise_and_no_others():
   low_RQ = jnp.full(shift_RQ.shape, 0.1)
   least = float(times.shift(4.0, jnp.float32(times.NEAR)))
   moved, total = 0, 0
+  draw = jax.jit(lambda key: task.prompted_times(key, low_RQ, shift_RQ, batch, layout))
   for seed in range(40):
-    found = task.prompted_times(jax.random.key(seed), low_RQ, shift_RQ, batch, layout)
+    found = draw(jax.random.key(seed))
     for r, q in np.argwhere(np.asarray(layout.slot_segment_RQ) > 0):
       here = np.asarray(batch["segment"][r]) == layout.slot_segment_RQ[r, q]
       told = bool(np.asarray(batch["known"][r])[here].any())
@@ -161,8 +168,8 @@ def test_half_the_prompted_clips_are_trained_near_pure_noise_and_no_others():
   assert total > 100 and 0.4 < moved / total < 0.6
   heard = [
     float(
-      prompted(near_noise=share)[0].loss(
-        jax.jit(task.init)(jax.random.key(0)), batch, jax.random.key(1), jnp.zeros(())
+      jax.jit(prompted(near_noise=share)[0].loss)(
+        params, batch, jax.random.key(1), jnp.zeros(())
       )[0].numerator
     )
     for share in (0.0, 0.9)
@@ -183,13 +190,10 @@ def with_shots():
   return task, next(task.batches())
 
 
-def test_the_loss_hears_which_text_a_latent_frame_reads_and_that_a_clip_has_one_time():
+def test_the_loss_hears_which_text_a_latent_frame_reads_and_that_a_clip_has_one_time(params):
   task, batch = with_shots()
   rng = np.random.default_rng(0)  # a new network is deaf to text: its last layers are 0
-  params = jax.tree.map(
-    lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32),
-    jax.jit(task.init)(jax.random.key(0)),
-  )
+  params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
   loss = jax.jit(
     lambda b: task.loss(params, b, jax.random.key(1), jax.numpy.zeros(()))[0].numerator
   )
@@ -268,19 +272,17 @@ def test_learns_its_clips(tmp_path):
   assert losses[-1] < 0.8 * losses[0]
 
 
-def test_export_writes_a_model_folder_and_starts_another_leg(tmp_path, task):
-  params = jax.jit(task.init)(jax.random.key(3))
+def test_export_writes_a_model_folder_and_starts_another_leg(tmp_path, task, params):
   task.export(params, tmp_path / "model", {"seed": 3})
   networks = folder.read(tmp_path / "model")
   assert networks["dit"].config["diffusion"]["prediction"] == "x"
   assert networks["dit"].config["rows"]["row_len"] == 16
-  again = make(init_from=tmp_path / "model").init(jax.random.key(9))
+  again = jax.jit(make(init_from=tmp_path / "model").init)(jax.random.key(9))
   jax.tree.map(np.testing.assert_array_equal, params, again)
   assert store.load(tmp_path / "model" / "dit.safetensors")[2]["provenance"] == {"seed": 3}
 
 
-def test_a_leg_can_start_from_weights_that_lack_a_part(tmp_path, task):
-  params = jax.jit(task.init)(jax.random.key(3))
+def test_a_leg_can_start_from_weights_that_lack_a_part(tmp_path, task, params):
   task.export(params, tmp_path / "model", {"seed": 3})
   wider = DiT(dataclasses.replace(task.dit.config, head_width=8))
   with pytest.raises(ValueError, match="head/down/kernel: missing"):
@@ -292,12 +294,12 @@ def test_a_leg_can_start_from_weights_that_lack_a_part(tmp_path, task):
   jax.tree.map(np.testing.assert_array_equal, params, got)
 
 
-def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path):
+def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path, params):
   config = DiffusionConfig(
     shift_reference=2.0, shift_space=0.4, shift_frames=0.1, shift_high=9.0
   )  # fmt: skip
   task = make(diffusion=config)
-  task.export(jax.jit(task.init)(jax.random.key(3)), tmp_path / "model", {})
+  task.export(params, tmp_path / "model", {})
   found = folder.read(tmp_path / "model")["dit"].config["diffusion"]
   shift = {n.removeprefix("shift_"): v for n, v in found.items() if n.startswith("shift_")}
   assert times.ShiftConfig(**shift) == config.shift_config

@@ -62,6 +62,7 @@ TASKS = (
   "usual",
   "bounces",
   "walls",
+  "again",
 )
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
@@ -191,6 +192,13 @@ def last_legs(c: ConfigDict, size: str) -> None:
     w.slowest = 0.6
     shares = {"head": 0.3, "tail": 0.15, "both": 0.12, "first": 0.04, "boxes": 0.04}
     d.prompts.update(shares | {"ends": 0.03, "keyframes": 0.03, "random": 0.02})
+  if size == "again":
+    w.motions = ("constant",) * 8 + ("bounce", "gravity") * 6 + ("cut",) * 4
+    w.motions += ("morph",) * 2 + ("swing",) * 3
+    w.frames, w.image_fraction, w.num_clips, w.seed = (17, 17, 17, 25), 0.08, 10240, 64
+    w.slowest = 0.6
+    shares = {"head": 0.36, "tail": 0.16, "both": 0.12, "first": 0.03, "boxes": 0.03}
+    d.prompts.update(shares | {"ends": 0.03, "keyframes": 0.03, "random": 0.02, "near_noise": 0.4})
   if size == "bounces":
     w.motions = ("constant",) + ("bounce",) * 4 + ("gravity",) * 3
     w.seed, w.slowest = 62, 0.4

@@ -37,8 +37,8 @@ motion: three quarters prompted, half of all with whole latents, most of it near
 from 0.3 of the usual on, so that they have to be seen. speed: that alone, 32x32, 25 clips a step,
 told their first latents near pure noise. paths: the same at larger sizes, with last latents, both
 ends, and what bounces, falls or swings. usual: all kinds again, at 0.6 to 1 of the usual speed.
-bounces: as speed, of what bounces and falls. walls: the same with constant motion, morphs and cuts at
-all sizes, 96x64 among them, a fifth of it from text alone.
+bounces: as speed, of what bounces and falls. walls: the same with constant motion, morphs and cuts
+at all sizes, 96x64 among them, a fifth of it from text alone. again: all kinds, at all times.
 The shipped file has seen plain, aspects in five starts with a changing
 recipe, large for an hour, prompted three times, tasks twice, and each of the others once, 13 hours
 in all, as its provenance tells; what it came to is in experiments/shipped, why aspects changed in

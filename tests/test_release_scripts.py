@@ -82,6 +82,7 @@ def test_a_release_changes_the_samplers_defaults(defaults):
     ('{"grid": "cubic"}', "grid='cubic'; allowed: "),
     ('{"guidance_interval": [0.5, 0.2]}', "0.5"),
     ('{"steps": 0}', "steps=0"),
+    ('{"fps": 0}', "fps one above 0"),
     ("grid", "Expecting value"),
   ],
 )

@@ -1,10 +1,13 @@
 """How a sampler of a model works by default, for `release.py` to change."""
 
 import json
+import math
 
 from sora_jax.prompting.sampling import Method
 
-NAMES = ("solver", "steps", "grid", "guidance", "guidance_interval", "fps")
+METHOD = {"solver": "solver", "steps": "steps", "grid": "grid", "guidance_interval": "interval"}
+"""Defaults that are a `Method`'s, and what it calls them."""
+NAMES = (*METHOD, "guidance", "fps")
 
 
 def changed(sampling, text):
@@ -13,8 +16,10 @@ def changed(sampling, text):
     changes = dict(json.loads(text))
     if unknown := sorted(changes.keys() - set(NAMES)):
       raise ValueError(f"it names {', '.join(unknown)} and takes {', '.join(NAMES)}")
-    found = {"grid": "uniform", "guidance_interval": (0.0, 1.0)} | dict(sampling) | changes
-    Method(found["solver"], found["steps"], found["grid"], found["guidance_interval"])
+    found = dict(sampling) | changes
+    Method(**{to: found[name] for name, to in METHOD.items() if name in found})
+    if not (math.isfinite(found["guidance"]) and 0 < found["fps"] < math.inf):
+      raise ValueError("guidance must be a number, and fps one above 0")
   except (TypeError, ValueError) as error:
     raise SystemExit(f"release: --sampling={text}: {error}") from error
   return found

@@ -115,7 +115,7 @@ def save(
     }
   except TypeError as error:
     raise ValueError(f"{path}: config and provenance must be JSON: {error}") from error
-  return _write_atomically(pathlib.Path(path), _ordered(safetensors.numpy.save(tensors, metadata)))
+  return _write_atomically(pathlib.Path(path), *_ordered(safetensors.numpy.save(tensors, metadata)))
 
 
 def load(path: str | os.PathLike, like: Mapping | None = None) -> tuple[Tree, dict, dict]:
@@ -277,22 +277,23 @@ def _shapes(tree: Mapping, prefix: str = "") -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-def _ordered(data: bytes) -> bytes:
-  """The same file with its metadata sorted: the library writes them in an order drawn anew."""
+def _ordered(data: bytes) -> tuple[bytes, memoryview]:
+  """The same file, in two parts that share its tensors, with its metadata sorted: the library
+  writes them in an order drawn anew."""
   size = int.from_bytes(data[:8], "little")
   header = json.loads(data[8 : 8 + size])
   header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
-  return len(text).to_bytes(8, "little") + text + data[8 + size :]
+  return len(text).to_bytes(8, "little") + text, memoryview(data)[8 + size :]
 
 
-def _write_atomically(path: pathlib.Path, data: bytes) -> int:
+def _write_atomically(path: pathlib.Path, *parts: bytes | memoryview) -> int:
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
     with os.fdopen(handle, "wb") as file:
-      file.write(data)
+      file.writelines(parts)
       file.flush()
       os.fsync(file.fileno())
     os.chmod(temporary, 0o644)
@@ -300,4 +301,4 @@ def _write_atomically(path: pathlib.Path, data: bytes) -> int:
   except BaseException:
     pathlib.Path(temporary).unlink(missing_ok=True)
     raise
-  return len(data)
+  return sum(len(part) for part in parts)

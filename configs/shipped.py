@@ -63,6 +63,7 @@ TASKS = (
   "bounces",
   "walls",
   "again",
+  "early",
 )
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
@@ -199,6 +200,17 @@ def last_legs(c: ConfigDict, size: str) -> None:
     w.slowest = 0.6
     shares = {"head": 0.36, "tail": 0.16, "both": 0.12, "first": 0.03, "boxes": 0.03}
     d.prompts.update(shares | {"ends": 0.03, "keyframes": 0.03, "random": 0.02, "near_noise": 0.4})
+  if size == "early":
+    w.levels, w.styles = (1, 3), ("plain",) * 12 + ("outline", "hatched", "night")
+    w.motions = ("constant",) * 10 + ("bounce", "gravity") * 8 + ("cut", "morph", "swing") * 3
+    w.sizes = 2 * SMALL[:1] + 4 * ASPECTS[:3] + ((96, 64), (64, 96))
+    w.frames, w.image_fraction, w.num_clips, w.seed = (9, 17, 17, 17, 25), 0.05, 12288, 65
+    w.slowest = 0.5
+    shares = {"head": 0.46, "tail": 0.18, "both": 0.1, "first": 0.03, "boxes": 0.03, "ends": 0.03}
+    d.prompts.update(shares | {"keyframes": 0.02, "random": 0.01, "pictures": 0.03})
+    d.prompts.update({"near_noise": 0.6, "noise": 0.1, "frame_times": 0.03})
+    c.diffusion.time_low, c.diffusion.time_mean, c.diffusion.time_std = 0.5, 0.3, 1.0
+    c.optimizer.lr = 2e-3
   if size == "bounces":
     w.motions = ("constant",) + ("bounce",) * 4 + ("gravity",) * 3
     w.seed, w.slowest = 62, 0.4

@@ -44,6 +44,7 @@ class DiffusionConfig:
   time_mean: float = 0.0
   time_std: float = 1.0
   time_uniform: float = 0.1
+  time_low: float = 0.0
   shift_reference: float = 64.0
   shift_space: float = 0.5
   shift_frames: float = 0.25
@@ -61,7 +62,7 @@ class DiffusionConfig:
 
   @property
   def time_config(self) -> times.TimeConfig:
-    return times.TimeConfig(self.time_mean, self.time_std, self.time_uniform)
+    return times.TimeConfig(self.time_mean, self.time_std, self.time_uniform, self.time_low)
 
   @property
   def shift_config(self) -> times.ShiftConfig:
@@ -144,7 +145,10 @@ class TextToVideo:
     noisy_RLP = process.add_noise(x0_RLP, eps_RLP, time_RL[..., None])
     known_RLX, canvas_RLP = self.prompts(batch, prompt_key)
     tokens = patchify.join_cells(noisy_RLP, known_RLX, canvas_RLP, self.dit.config.patch)
-    text_RMU = self.text.apply({"params": params["text"]}, batch["text"], batch["text_segment"])
+    text_params = params["text"]
+    if c.time_low > 0:  # it reads the text as the network for the rest of the way does
+      text_params = jax.lax.stop_gradient(text_params)
+    text_RMU = self.text.apply({"params": text_params}, batch["text"], batch["text_segment"])
     out_RLP = self.dit.apply({"params": params["dit"]}, tokens, time_RQ, layout, text_RMU)
     target_RLP = process.target(c.prediction, x0_RLP, eps_RLP)
     error_RL = loss_lib.token_error(

@@ -203,7 +203,7 @@ def last_legs(c: ConfigDict, size: str) -> None:
   if size == "early":
     w.levels, w.styles = (1, 3), ("plain",) * 12 + ("outline", "hatched", "night")
     w.motions = ("constant",) * 10 + ("bounce", "gravity") * 8 + ("cut", "morph", "swing") * 3
-    w.sizes = 2 * SMALL[:1] + 4 * ASPECTS[:3] + ((96, 64), (64, 96))
+    w.sizes = 3 * SMALL[:1] + 3 * ASPECTS[:3] + ASPECTS[3:] + ((96, 64), (64, 96))
     w.frames, w.image_fraction, w.num_clips, w.seed = (9, 17, 17, 17, 25), 0.05, 12288, 65
     w.slowest = 0.5
     shares = {"head": 0.46, "tail": 0.18, "both": 0.1, "first": 0.03, "boxes": 0.03, "ends": 0.03}

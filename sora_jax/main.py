@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sora_jax import model
-from sora_jax.tasks import build, sections
+from sora_jax.tasks import build
 from sora_jax.tasks.typed import typed, without
 from sora_jax.train import (
   checkpoint,
@@ -81,7 +81,7 @@ def run(config: dict, workdir: Path, profile: bool = False) -> dict | None:
     return None
   story = provenance.collect(
     config, code, outcome.step, outcome.seconds, outcome.figures,
-    sections.provenance_of(plan.init_from),
+    plan.before,
   )  # fmt: skip
   params = hosts.whole(outcome.state.ema_params)
   if not hosts.is_first():

@@ -30,6 +30,7 @@ from sora_jax.prompting.sampling import Method, Sampler
 from sora_jax.prompting.timeline import Timeline
 from sora_jax.shapes import Grid, Patch
 from sora_jax.weights import folder as folder_lib
+from sora_jax.weights import store
 from sora_jax.weights.folder import Network
 
 Progress = Callable[[str], None]
@@ -91,7 +92,8 @@ class Model(verbs.Verbs):
     shift = {name.removeprefix("shift_"): v for name, v in dit["diffusion"].items()}
     kind = shift.pop("prediction")
     self._mesh = mesh
-    self._place(parts["vae"].tree, {name: parts[name].tree for name in ("dit", "text")}, mesh)
+    params = {name: part.tree for name, part in parts.items() if name != "vae"}
+    self._place(parts["vae"].tree, params, mesh)
     self.patch = Patch(*self.dit.config.patch)
     v = self.autoencoder
     self._f_t, self._f_s, self._channels = v.temporal, v.spatial, v.latent
@@ -99,7 +101,7 @@ class Model(verbs.Verbs):
       self._predict, self._encode_text, patch=self.patch, channels=self._channels,
       frames_per_latent=self._f_t, kind=kind, shift=times.ShiftConfig(**shift),
       rows=RowShape(**dit["rows"]), null_ids=tokenizer.tokenize(conditioning.NULL_PROMPT),
-      mesh=mesh,
+      mesh=mesh, boundary=_boundary(parts),
     )  # fmt: skip
 
   def _place(self, variables: dict, params: dict, mesh: Mesh | None) -> None:
@@ -108,6 +110,7 @@ class Model(verbs.Verbs):
       self._vae_variables, self._params = jax.tree.map(jnp.asarray, (variables, params))
       return
     axes = networks.axes(self.dit, self.text)
+    axes = {name: axes["dit" if name == store.HIGH else name] for name in params}
     near, far = sharding.attentions(mesh, self.dit.config.heads)
     self.dit = self.dit.clone(attention=near, cross_attention=far)
     sharding.check_sizes(mesh, params, axes)
@@ -410,6 +413,14 @@ class Model(verbs.Verbs):
 
   def _encode_text(self, params, ids_RM, segment_RM):
     return self.text.apply({"params": params}, jnp.asarray(ids_RM), jnp.asarray(segment_RM))
+
+
+def _boundary(parts: dict[str, Network]) -> float | None:
+  """The time above which the second transformer denoises, if there is one."""
+  if store.HIGH not in parts:
+    return None
+  store.check(parts[store.HIGH].tree, parts["dit"].tree, f"the {store.HIGH} of this model")
+  return float(parts[store.HIGH].config["above"])
 
 
 def _config(cls: type, network: Network) -> Any:

@@ -1,6 +1,7 @@
 """The object that load returns, on a small random model: sizes, laws of sampling, errors."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -419,6 +420,42 @@ def test_folders_are_written_whole_and_over_old_ones(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["m"]
   with pytest.raises(ValueError, match="a model has vae, text, dit"):
     folder.write(path, {"dit": parts["dit"]}, None, {})
+
+
+def with_second_network(factor=1.3):
+  """The small model with a transformer for high noise."""
+  parts = networks()
+  tree = jax.tree.map(lambda x: factor * x, parts["dit"].tree)
+  return parts | {store.HIGH: Network(tree, {"network": DIT, "above": 0.5}, {"legs": ["its own"]})}
+
+
+def test_a_second_network_is_read_and_used_above_its_boundary(model, tmp_path):
+  folder.write(tmp_path / "m", with_second_network(), None, {"seed": 1})
+  two = sora_jax.load(str(tmp_path / "m"))
+  make = functools.partial(model_lib.Model.generate, prompt=PROMPT, size=(8, 8), frames=3)
+  assert (make(two) != make(model)).any()
+  draft = make(model)
+  edit = functools.partial(make, from_draft=draft, strength=0.4, steps=2)  # begins below 0.5
+  np.testing.assert_array_equal(edit(two), edit(model))
+  told = {p.stem: store.read_config(p)[1]["provenance"] for p in (tmp_path / "m").glob("*.saf*")}
+  assert told == dict.fromkeys(("vae", "text", "dit"), {"seed": 1}) | {
+    store.HIGH: {"legs": ["its own"]}
+  }
+  folder.write(tmp_path / "m", networks(), None, {"seed": 2})  # a model of one network is whole
+  assert store.HIGH not in folder.read(tmp_path / "m")
+
+
+def test_a_second_network_that_does_not_fit_is_refused(tmp_path):
+  parts = with_second_network()
+  parts[store.HIGH].tree["head"]["linear"]["kernel"] = np.zeros((2, 2), np.float32)
+  with pytest.raises(ValueError, match="dit_high of this model does not fit .*head/linear/kernel"):
+    model_lib.Model(parts, model_lib.tokenizers.load("bytes"))
+  folder.write(tmp_path / "m", with_second_network(), None, {})
+  path = tmp_path / "m" / "dit_high.safetensors"
+  tree, config, _ = store.load(path)
+  store.save(path, tree, config | {"format": 1})
+  with pytest.raises(ValueError, match="dit_high.safetensors holds a transformer of format 1"):
+    sora_jax.load(str(tmp_path / "m"))
 
 
 def test_unknown_keys_of_a_config_are_named():

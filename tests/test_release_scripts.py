@@ -1,5 +1,6 @@
 """The scripts that make a shipped model of training runs: averages, and a sampler's defaults."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -18,7 +19,9 @@ SAMPLING = {"solver": "dpmpp_2m", "steps": 20, "guidance": 3.0, "fps": 8.0}
 def write_model(path, value, width=4):
   """A model folder whose networks are one array each."""
   networks = {
-    name: folder.Network({"a": np.full(width, value + k, "f")}, {"sampling": SAMPLING})
+    name: folder.Network(
+      {"a": np.full(width, value + k, "f")}, {"sampling": SAMPLING, "network": {"width": width}}
+    )
     for k, name in enumerate(store.NETWORKS)
   }
   leg = {"commit": f"of {value}", "command": "none", "steps": 3}
@@ -26,9 +29,9 @@ def write_model(path, value, width=4):
   return path
 
 
-def average(*arguments):
+def average(*arguments, script="average.py"):
   """(exit status, last line of its output, of its errors)."""
-  command = [sys.executable, str(SCRIPTS / "average.py"), *map(str, arguments)]
+  command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
   done = subprocess.run(command, capture_output=True, text=True)
   return done.returncode, *((text.splitlines() or [""])[-1] for text in (done.stdout, done.stderr))
 
@@ -46,6 +49,51 @@ def test_an_average_is_weighted_and_tells_of_all_legs(tmp_path):
   first, second = store.load(to / "dit.safetensors")[2]["provenance"]["legs"]
   assert first == {"commit": "first"} and second["commit"] == "of 5.0"
   assert "--shares=0.25,0.75" in second["note"]
+
+
+def test_second_networks_are_averaged_and_what_is_the_same_keeps_its_story(tmp_path):
+  models = []
+  for value in (1.0, 5.0):
+    path = write_model(tmp_path / str(value), 3.0)
+    legs = [{"commit": "first"}, {"commit": f"high {value}"}]
+    high = folder.Network({"a": np.full(4, value, "f")}, {"above": 0.5}, {"legs": legs})
+    folder.write(path, folder.read(path) | {store.HIGH: high}, b"words", {})
+    models.append(path)
+  to = tmp_path / "c"
+  assert average(f"--models={models[0]},{models[1]}", "--shares=0.25,0.75", f"--to={to}")[0] == 0
+  made, before = folder.read(to), folder.read(models[1])
+  for name in store.NETWORKS:
+    np.testing.assert_array_equal(made[name].tree["a"], before[name].tree["a"])
+    assert made[name].story == before[name].story
+  np.testing.assert_allclose(made[store.HIGH].tree["a"], 4.0)
+  first, second = made[store.HIGH].story["legs"]
+  assert second["commit"] == "high 5.0" and "--shares=0.25,0.75" in second["note"]
+  lone = write_model(tmp_path / "lone", 3.0)
+  status, _, said = average(f"--models={lone},{to}", f"--to={tmp_path / 'd'}")
+  assert status == 1 and said == f"average: {lone} has no dit_high, which another model has"
+
+
+def test_two_models_become_one_of_two_networks(tmp_path):
+  low, high = write_model(tmp_path / "low", 1.0), write_model(tmp_path / "high", 5.0)
+  pair = functools.partial(average, f"--low={low}", script="pair.py")
+  assert pair(f"--high={high}", "--above=0.4", f"--to={tmp_path / 'c'}")[0] == 0
+  made, dit = folder.read(tmp_path / "c"), folder.read(high)["dit"]
+  assert made["text"].story == folder.read(low)["text"].story
+  np.testing.assert_array_equal(made["dit"].tree["a"], folder.read(low)["dit"].tree["a"])
+  np.testing.assert_array_equal(made[store.HIGH].tree["a"], dit.tree["a"])
+  assert made[store.HIGH].story == dit.story and made[store.HIGH].config["above"] == 0.4
+  # what has two is taken apart again
+  assert pair(f"--high={tmp_path / 'c'}", f"--to={tmp_path / 'd'}")[0] == 0
+  np.testing.assert_array_equal(folder.read(tmp_path / "d")[store.HIGH].tree["a"], dit.tree["a"])
+  wide = write_model(tmp_path / "wide", 1.0, width=3)
+  for given, what in (
+    ((f"--high={wide}",), f"pair: the transformer of {wide} does not fit"),
+    ((f"--high={high}", "--above=1"), "pair: --above=1; give a time between 0 and 1"),
+    ((f"--high={tmp_path / 'x'}",), "pair: no model"),
+  ):
+    status, _, said = pair(*given, f"--to={tmp_path / 'e'}")
+    assert status == 1 and what in said
+  assert not (tmp_path / "e").exists()
 
 
 def test_what_cannot_be_averaged_is_named_and_nothing_written(tmp_path):

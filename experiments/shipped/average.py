@@ -5,8 +5,9 @@
 
 Legs that go on from each other end near enough that a point between their weights does the work of
 both: what one leg has learnt and the next lost again is still there. Writes a model folder with
-the text encoder and transformer so made; all else is the last model's, and so is the story of its
-legs, the last of which tells of the averaging. Prints one JSON object as its last line. Source:
+the text encoder and transformers so made; all else is the last model's, and so is the story of
+their legs, the last of which tells of the averaging. What is the same in all models stays so, story
+and all. Prints one JSON object as its last line. Source:
 Wortsman et al. 2022 (model soups, arXiv 2203.05482).
 """
 
@@ -16,7 +17,6 @@ import pathlib
 import shlex
 import sys
 
-import jax
 import numpy as np
 from absl import app, flags
 
@@ -43,18 +43,30 @@ def read_shares():
 
 def averaged(networks, shares, name):
   """The network `name` of all models, as one."""
-  trees = [store.flatten(each[name].tree) for each in networks]
+  if missing := [folder for folder, each in zip(MODELS.value, networks) if name not in each]:
+    raise SystemExit(f"average: {missing[0]} has no {name}, which another model has")
+  trees, last = [store.flatten(each[name].tree) for each in networks], networks[-1][name]
   shapes = [{key: np.shape(leaf) for key, leaf in tree.items()} for tree in trees]
   for folder, found in zip(MODELS.value, shapes):
     if found != shapes[-1]:
       raise SystemExit(
         f"average: the {name} of {folder} has other parameters than the last model's"
       )
-  tree = jax.tree.map(
-    lambda *leaves: sum(s * np.asarray(x, np.float64) for s, x in zip(shares, leaves)).astype("f"),
-    *(each[name].tree for each in networks),
-  )
-  return folder_lib.Network(tree, networks[-1][name].config)
+  if all(np.array_equal(tree[key], leaf) for tree in trees for key, leaf in trees[-1].items()):
+    return last
+  tree = {
+    key: sum(s * np.asarray(tree[key], np.float64) for s, tree in zip(shares, trees)).astype("f")
+    for key in trees[-1]
+  }
+  return folder_lib.Network(store.unflatten(tree), last.config, noted(last.story))
+
+
+def noted(story):
+  """The story of a network whose last leg tells of the averaging."""
+  *legs, last = story.get("legs") or [story]
+  command = f"python experiments/shipped/average.py {shlex.join(sys.argv[1:])}"
+  last = last | {"note": f"its weights averaged with those of other legs: {command}"}
+  return story | {"legs": [*legs, last]}
 
 
 def main(argv):
@@ -66,15 +78,12 @@ def main(argv):
     networks = [folder_lib.read(folder) for folder in folders]
   except (OSError, ValueError) as error:
     raise SystemExit(f"average: {error}") from error
-  story = store.load(folders[-1] / "dit.safetensors")[2]["provenance"]
-  *legs, last = story.get("legs") or [story]
-  command = f"python experiments/shipped/average.py {shlex.join(sys.argv[1:])}"
-  last = last | {"note": f"its weights averaged with those of other legs: {command}"}
-  made = {name: averaged(networks, shares, name) for name in ("text", "dit")}
+  names = {name for each in networks for name in each} - {"vae"}
+  made = {name: averaged(networks, shares, name) for name in sorted(names, reverse=True)}
   tokenizer = folders[-1] / folder_lib.TOKENIZER_NAME
   folder_lib.write(
     TO.value, networks[-1] | made, tokenizer.read_bytes() if tokenizer.is_file() else None,
-    story | {"legs": [*legs, last]},
+    made[max(names & set(folder_lib.DENOISERS))].story,
   )  # fmt: skip
   print(json.dumps({"to": str(pathlib.Path(TO.value)), "models": MODELS.value, "shares": shares}))
 

@@ -3,7 +3,8 @@
   python experiments/shipped/release.py --vae=runs/vae_tiny [--dit=runs/dit_tiny] \
     --figures=runs/shipped --to=sora_jax/weights/tiny
 
-Writes vae.safetensors, text.safetensors, dit.safetensors, the tokenizer, and provenance.json: all
+Writes vae.safetensors, text.safetensors, dit.safetensors, dit_high.safetensors if there is a second
+transformer, for high noise, the tokenizer, and provenance.json: all
 legs of training, the figures of the evaluate_*.py scripts, and those that `evaluation/release.py`
 finds on the files as written, for a test to reproduce. Without --dit, the VAE alone. A transformer
 of another VAE's latents is refused. --sampling='{"grid": "quadratic"}' changes how a sampler of the
@@ -64,6 +65,12 @@ def legs_of(network, story):
   return [{"network": network} | leg for leg in legs]
 
 
+def since(story, before):
+  """The story of a network that began as another one, without the legs of that one."""
+  shared = before.get("legs") or [before]
+  return story | {"legs": [leg for leg in story["legs"] if leg not in shared]}
+
+
 def merged(stories):
   """One story of all networks: the last leg's keys, time of all legs, and the legs in order."""
   legs = [leg for network, story in stories.items() for leg in legs_of(network, story)]
@@ -86,13 +93,11 @@ def gather():
     networks["dit"].config["sampling"] = defaults.changed(
       networks["dit"].config["sampling"], SAMPLING.value
     )
-  story = store.load(source / "dit.safetensors")[2]["provenance"]
+  stories = {"vae": vae_story, "text and dit": networks["dit"].story}
+  if store.HIGH in networks:
+    stories["high-noise dit"] = since(networks[store.HIGH].story, networks["dit"].story)
   tokenizer = source / folder_lib.TOKENIZER_NAME
-  return (
-    networks | {"vae": vae},
-    {"vae": vae_story, "text and dit": story},
-    tokenizer if tokenizer.is_file() else None,
-  )
+  return networks | {"vae": vae}, stories, tokenizer if tokenizer.is_file() else None
 
 
 def write(to, networks, stories):
@@ -106,9 +111,10 @@ def write(to, networks, stories):
     large = sizes[name] > 0.99 * store.MAX_SHIPPED_BYTES or sum(sizes.values()) > 0.98 * MAX_BYTES
     half = DTYPE.value == "float16" or (DTYPE.value == "auto" and large)
     path = to / f"{name}.safetensors"
+    story = stories["vae"] if name == "vae" else network.story
     size = store.save(
-      path, network.tree, folder_lib.plain(network.config),
-      stories["vae" if name == "vae" else "text and dit"], store_dtype="float16" if half else None,
+      path, network.tree, folder_lib.plain(network.config), story,
+      store_dtype="float16" if half else None,
     )  # fmt: skip
     if size > store.MAX_SHIPPED_BYTES:
       raise SystemExit(f"release: {path} has {size} bytes, allowed are {store.MAX_SHIPPED_BYTES}")

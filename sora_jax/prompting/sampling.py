@@ -119,6 +119,9 @@ class Sampler:
     rows: shape of the rows; see `requests.shape_for`.  null_ids: ids of the empty prompt.
     mesh: where it runs; None = one device. Rows of a call then are as many as share its rows, or
       the least multiple of them, and tokens are shared out over its context axis.
+    boundary: time, before the shift, above which a second network, params["dit_high"], denoises;
+      None = there is none. One that works out what happens where, and one for details: expert
+      denoisers (eDiff-I, arXiv 2211.01324), two of them as in Wan 2.2.
   Raises: ValueError if the mesh's context axis does not divide the rows' length.
   """
 
@@ -135,7 +138,9 @@ class Sampler:
     rows: RowShape,
     null_ids: Sequence[int],
     mesh: Mesh | None = None,
+    boundary: float | None = None,
   ):
+    self._boundary = boundary
     self._patch, self._channels, self._kind, self._shift = Patch(*patch), channels, kind, shift
     self._frames = frames_per_latent
     self._predict, self._encode_text = predict, encode_text
@@ -162,7 +167,8 @@ class Sampler:
   ) -> list[np.ndarray]:
     """Samples all requests.
 
-    Args: params: {"dit": ..., "text": ...}.  progress: called with (rows done, rows in all).
+    Args: params: {"dit": ..., "text": ...}, and "dit_high" if there is a boundary.  progress:
+      called with (rows done, rows in all).
     Returns: for each request a clean latent, float32 [t, h, w, Z].
     """
     if not requests:
@@ -219,7 +225,7 @@ class Sampler:
 
   def _sample_rows(self, params: Any, batch: dict, method: Method) -> jax.Array:
     layout = packing.layout_of(batch)
-    time_JRQ = self._times(batch, layout, method)
+    plain_JRQ, time_JRQ = self._times(batch, layout, method)
     time_JRL1 = jax.vmap(lambda t_RQ: packing.take_slots(t_RQ, layout.slot_RL))(time_JRQ)[..., None]
     scale = self._position_scale(layout, method)
     text_RMU = self._encode_text(params["text"], batch["text"], batch["text_segment"])
@@ -233,12 +239,12 @@ class Sampler:
 
     def predict(x_RLP, j, n):
       """x0 of n branches, [n R, L, P], which lie behind each other as rows."""
-      x_nLP, time_nQ, time_nL1 = (
-        jnp.tile(a, (n, 1, 1)[: a.ndim]) for a in (x_RLP, time_JRQ[j], time_JRL1[j])
+      x_nLP, time_nQ, time_nL1, plain_nQ = (
+        jnp.tile(a, (n, 1, 1)[: a.ndim]) for a in (x_RLP, time_JRQ[j], time_JRL1[j], plain_JRQ[j])
       )
       known_nLX, canvas_nLP, *rest = under[n]
       tokens_nLP = join_cells(x_nLP, known_nLX, canvas_nLP, self._patch)
-      prediction_nLP = self._predict(params["dit"], tokens_nLP, time_nQ, *rest)
+      prediction_nLP = self._evaluate(params, plain_nQ, tokens_nLP, time_nQ, *rest)
       return process.to_x0(self._kind, prediction_nLP, x_nLP, time_nL1)
 
     def guided(x_RLP, j):
@@ -258,6 +264,23 @@ class Sampler:
     x0_RLP = sampler.integrate(solver, each_J, start_RLP, time_JRL1, draw)
     return jnp.where((layout.segment_RL > 0)[..., None], x0_RLP, 0.0)
 
+  def _evaluate(self, params: Any, plain_RQ, tokens_RLP, time_RQ, layout, *rest) -> jax.Array:
+    """The prediction of the network that each token's time (plain_RQ: before the shift) is for; a
+    network that no token needs is not evaluated."""
+    if self._boundary is None:
+      return self._predict(params["dit"], tokens_RLP, time_RQ, layout, *rest)
+    high_RL = packing.take_slots(plain_RQ, layout.slot_RL) > self._boundary
+    evaluate = lambda name: self._predict(params[name], tokens_RLP, time_RQ, layout, *rest)  # noqa: E731
+    nothing = jax.eval_shape(functools.partial(evaluate, "dit"))
+
+    def where_needed(name, here_RL):
+      needed = jnp.any(here_RL & (layout.segment_RL > 0))
+      skip = functools.partial(jnp.zeros, nothing.shape, nothing.dtype)
+      return jax.lax.cond(needed, functools.partial(evaluate, name), skip)
+
+    high_RLP, low_RLP = where_needed("dit_high", high_RL), where_needed("dit", ~high_RL)
+    return jnp.where(high_RL[..., None], high_RLP, low_RLP)
+
   def _position_scale(
     self, layout: packing.Layout, method: Method
   ) -> positions.PositionScale | None:
@@ -271,14 +294,14 @@ class Sampler:
       layout.grid_RS3, seconds_RS, method.trained_extent, method.rotary_method
     )
 
-  def _times(self, batch: dict, layout: packing.Layout, method: Method) -> Any:
-    """Times [J, R, Q] of every slot from its start down to 0."""
+  def _times(self, batch: dict, layout: packing.Layout, method: Method) -> tuple:
+    """Times [J, R, Q] of every slot from its start down to 0, before the shift and after."""
     times_J = sampler.GRIDS[method.grid](method.steps)
     start_RQ = packing.take_segments(jnp.asarray(batch["start_time"]), layout.slot_segment_RQ)
     plain_JRQ = times_J[:, None, None] * start_RQ[None]
     shift_RS = times.segment_shift(layout.grid_RS3, self._shift, self._patch.t)
     shift_RQ = times.slot_shift(shift_RS, layout.slot_segment_RQ)
-    return times.shift(shift_RQ[None], plain_JRQ)
+    return plain_JRQ, times.shift(shift_RQ[None], plain_JRQ)
 
   def _guide(self, x0_nLP, batch: dict, layout: packing.Layout, method: Method):
     """Guided x0 from the predictions of all branches, which lie behind each other as rows."""

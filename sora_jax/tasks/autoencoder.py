@@ -39,10 +39,10 @@ def load_autoencoder(name: str) -> Autoencoder:
       f" one; train configs/vae.py:{size} first, then give its work directory as"
       " --config.vae.weights"
     )
-  tree, config, _ = store.load(path)
+  tree, config, told = store.load(path)
   network = vae_lib.CausalVAE(vae_lib.VAEConfig(**folder_lib.frozen(config["network"])))
   logging.info("video autoencoder: %s", path)
-  return Autoencoder(network, tree, Network(tree, config), store.hash_of(tree))
+  return Autoencoder(network, tree, Network(tree, config, told["provenance"]), store.hash_of(tree))
 
 
 def factors(config) -> tuple[int, int, int]:

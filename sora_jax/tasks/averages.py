@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sora_jax import sharding
-from sora_jax.tasks import build, sections
+from sora_jax.tasks import build
 from sora_jax.train import checkpoint, provenance, saved
 
 
@@ -43,7 +43,7 @@ def write(workdir: Path, step: int = 0, out: Path | None = None) -> tuple[int, P
     )
   story = provenance.collect(  # the commit that the run began with is not known here
     config, None, found, notes["elapsed_sec"], {},
-    sections.provenance_of(plan.init_from), "sora_jax.export",
+    plan.before, "sora_jax.export",
   )  # fmt: skip
   task.export(state.ema_params, target, story)
   return found, target

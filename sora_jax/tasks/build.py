@@ -29,6 +29,7 @@ from sora_jax.tasks.typed import check_names, part, typed, without
 from sora_jax.tasks.vae import NoiseConfig, VaeTask
 from sora_jax.train.optimizer import OptimizerConfig
 from sora_jax.train.task import Task
+from sora_jax.weights import folder as folder_lib
 
 SECTIONS = ("task", "data", "vae", "text", "model", "diffusion", "optimizer", "train", "evaluation")
 DATA = (
@@ -72,8 +73,9 @@ def check(config: Mapping, workdir: Path) -> "Plan":
   sections.check_evaluation(evaluation, source.world)
   maker = text_to_video if config["task"] == "text_to_video" else vae
   file = "vae.safetensors" if config["task"] == "vae" else "dit.safetensors"
+  start = sections.init_from(config, file)
   return Plan(
-    init_from=sections.init_from(config, file),
+    before=sections.provenance_of(start, sections.start_of(start, config["diffusion"]["time_low"])),
     optimizer=typed(OptimizerConfig, "optimizer", config["optimizer"]),
     clips=source,
     evaluation=evaluation,
@@ -84,11 +86,11 @@ def check(config: Mapping, workdir: Path) -> "Plan":
 class Plan(NamedTuple):
   """A checked job.
 
-  make: `() -> Task`; it renders and encodes what is not there yet.  init_from: weights that start
-  this leg: a VAE's file or a model folder.
+  make: `() -> Task`; it renders and encodes what is not there yet.  before: provenance of the
+  weights that start this leg, or None.
   """
 
-  init_from: Path | None
+  before: dict | None
   optimizer: OptimizerConfig
   clips: ClipsConfig
   evaluation: sections.EvaluationConfig
@@ -175,6 +177,7 @@ def text_to_video(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools
   """Checks the sections that text to video reads; returns its maker."""
   autoencoder = load_autoencoder(config["vae"]["weights"])
   parts = parts_of(config, autoencoder, sharding.host_share(mesh))
+  parts["low"] = networks_below(config, parts["init_from"])
   sections.fits(source, parts["pipeline"], autoencoder.network.config)
   check_mesh(config, mesh, TextToVideo(sources=None, **parts))
   data = part(config["data"], "encode_batch", "crop")
@@ -249,6 +252,7 @@ def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] =
   pipeline = sections.pipeline_config(config, model.patch, f_t, share)
   sections.check_accumulate(config, pipeline.rows, f"config.data.rows is {pipeline.rows}")
   e = config["evaluation"]
+  start = sections.init_from(config, "dit.safetensors")
   return {
     "dit": DiT(model),
     "text": text_lib.TextEncoder(text),
@@ -260,10 +264,33 @@ def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] =
     "sampling": part(e, "solver", "steps", "grid", "guidance", "guidance_interval")
     | {"fps": config["data"]["world"]["fps"][0]},
     "heldout_batches": e["batches"],
-    "init_from": sections.init_from(config, "dit.safetensors"),
+    "init_from": start,
+    "start": sections.start_of(start, diffusion.time_low),
     "grow": config["train"]["init_missing"] == "new",
     "context_method": config["train"]["context"],
   }
+
+
+def networks_below(config: Mapping, start: Path | None) -> dict | None:
+  """The text encoder and the transformer beside which a network for times above diffusion.time_low
+  works, and which it leaves as they are.
+
+  Raises: ValueError if there are none, or the optimiser would move them.
+  """
+  if (time_low := config["diffusion"]["time_low"]) == 0:
+    return None
+  if start is None:
+    raise ValueError(
+      f"config.diffusion.time_low is {time_low:g}, which trains a second network, for times above "
+      "it: name the model that has the first as config.train.init_from, or set time_low=0"
+    )
+  if config["optimizer"]["weight_decay"]:
+    raise ValueError(
+      f"config.optimizer.weight_decay is {config['optimizer']['weight_decay']:g}, which would move "
+      "the text encoder that a network for times above diffusion.time_low shares: set it to 0"
+    )
+  there = folder_lib.read(start)
+  return {name: there[name] for name in ("text", "dit")}
 
 
 def make_text_to_video(

@@ -159,9 +159,16 @@ def init_from(config: Mapping, file: str) -> Path | None:
   raise ValueError(f"config.train.init_from is {name!r}, which holds no {file}")
 
 
-def provenance_of(path: Path | None) -> dict | None:
-  """Returns how the weights that start a leg were made."""
+def start_of(folder: Path | None, time_low: float) -> str:
+  """The transformer of a model folder that starts a leg: for high noise, if it is trained for that
+  alone and the folder has one."""
+  has_one = folder is not None and (folder / f"{store.HIGH}.safetensors").is_file()
+  return store.HIGH if time_low > 0 and has_one else "dit"
+
+
+def provenance_of(path: Path | None, network: str = "dit") -> dict | None:
+  """Returns how the weights that start a leg were made: a VAE's file, or a folder's network."""
   if path is None:
     return None
-  file = path if path.is_file() else path / "dit.safetensors"
+  file = path if path.is_file() else path / f"{network}.safetensors"
   return store.read_config(file)[1]["provenance"]

@@ -78,7 +78,9 @@ class TextToVideo:
   sources: clips with cached latents; None = to be compiled alone.  vae: the network that made them,
   kept for export.  frames_per_latent: f_t.  tokenizer_name: as in the config.
   sampling: what a sampler should use by default.  heldout_batches: of the held-out loss.
-  init_from: a model folder or None.
+  init_from: a model folder or None.  start: the network of it that this one starts from.
+  low: with diffusion.time_low above 0, the text encoder and the transformer for the times below it,
+  kept for export.
   grow: parameters that init_from lacks start at random instead of being an error.
   context_method: see `sharding.attentions`.  mesh: where it runs; None = one device.
   """
@@ -94,6 +96,8 @@ class TextToVideo:
   sampling: dict
   heldout_batches: int = 8
   init_from: Path | None = None
+  start: str = "dit"
+  low: dict[str, Network] | None = None
   grow: bool = False
   context_method: str = "auto"
   mesh: Mesh | None = None
@@ -102,7 +106,7 @@ class TextToVideo:
   def init(self, key):
     if self.init_from is not None:
       there = folder_lib.read(self.init_from)
-      found = {name: there[name].tree for name in ("dit", "text")}
+      found = {"dit": there[self.start].tree, "text": there["text"].tree}
       if self.grow:
         found = store.filled(found, nn.meta.unbox(self.init_new(key)))
       store.check(found, jax.eval_shape(self.init_new, key), str(self.init_from))
@@ -146,7 +150,7 @@ class TextToVideo:
     known_RLX, canvas_RLP = self.prompts(batch, prompt_key)
     tokens = patchify.join_cells(noisy_RLP, known_RLX, canvas_RLP, self.dit.config.patch)
     text_params = params["text"]
-    if c.time_low > 0:  # it reads the text as the network for the rest of the way does
+    if c.time_low > 0:  # it reads the text as the network for the times below does
       text_params = jax.lax.stop_gradient(text_params)
     text_RMU = self.text.apply({"params": text_params}, batch["text"], batch["text_segment"])
     out_RLP = self.dit.apply({"params": params["dit"]}, tokens, time_RQ, layout, text_RMU)
@@ -240,6 +244,9 @@ class TextToVideo:
     made = {
       "vae": self.vae, "text": Network(params["text"], text), "dit": Network(params["dit"], dit)
     }  # fmt: skip
+    if self.low is not None:
+      high = {"network": self.dit.config, "above": c.time_low}
+      made |= self.low | {store.HIGH: Network(params["dit"], high)}
     folder_lib.write(folder, made, pieces, provenance)
     return {}
 

@@ -10,6 +10,9 @@
                       "grid", "guidance", "guidance_interval", "fps"}, "prompts": whether
                       it has seen image and video prompts}
                       tree: parameters
+    dit_high.safetensors  in some folders: a second transformer of the same shape, for high noise;
+                      config: {"format", "network", "above": the time, before the shift, above which
+                      it denoises instead of the other; tree: parameters
     tokenizer.model   SentencePiece model, where the text encoder was trained with one
     provenance.json   config, command, seed, commit, hardware, time, legs, validation figures
 
@@ -27,6 +30,7 @@ from typing import Any
 from sora_jax.weights import store
 
 TOKENIZER_NAME = "tokenizer.model"
+DENOISERS = ("dit", store.HIGH)
 PROVENANCE_NAME = "provenance.json"
 FORMAT = 2
 """What a transformer's output means. 2: preconditioned ones give Eq. 5 of `ops/precondition.py`; 1,
@@ -36,10 +40,12 @@ without a sign of it."""
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """Weights of one network with the config that builds it."""
+  """Weights of one network with the config that builds it.  story: how they were made, if a file
+  told it."""
 
   tree: dict
   config: dict
+  story: dict | None = None
 
 
 def write(
@@ -52,21 +58,22 @@ def write(
 ) -> None:
   """Writes a model folder; the folder appears whole or not at all if it did not exist.
 
-  Args: networks: by name, all of "vae", "text" and "dit".  tokenizer: content of the SentencePiece
-    model, or None for bytes.  store_dtype: see `store.save`.
+  Args: networks: by name, all of "vae", "text" and "dit", and "dit_high" if there is one; those
+    with a story of their own keep it, the others get `provenance`.  tokenizer: content of the
+    SentencePiece model, or None for bytes.  store_dtype: see `store.save`.
   Raises: ValueError if a network is missing.
   """
-  if set(networks) != set(store.NETWORKS):
+  if set(networks) - {store.HIGH} != set(store.NETWORKS):
     raise ValueError(f"got networks {sorted(networks)}; a model has {', '.join(store.NETWORKS)}")
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.partial")
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
   for name, network in networks.items():
-    config = plain(network.config) | ({"format": FORMAT} if name == "dit" else {})
-    store.save(
-      temporary / f"{name}.safetensors", network.tree, config, provenance, store_dtype=store_dtype
-    )
+    config = plain(network.config) | ({"format": FORMAT} if name in DENOISERS else {})
+    story = provenance if network.story is None else network.story
+    path_of = temporary / f"{name}.safetensors"
+    store.save(path_of, network.tree, config, story, store_dtype=store_dtype)
   if tokenizer is not None:
     (temporary / TOKENIZER_NAME).write_bytes(tokenizer)
   (temporary / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=2) + "\n")
@@ -76,28 +83,37 @@ def write(
   for file in temporary.iterdir():
     os.replace(file, path / file.name)
   temporary.rmdir()
+  if store.HIGH not in networks:
+    (path / f"{store.HIGH}.safetensors").unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike) -> dict[str, Network]:
   """Reads the networks of a model folder.  Raises: FileNotFoundError, ValueError (see `check`)."""
   check(path)
   found = {}
-  for name in store.NETWORKS:
-    tree, config, _ = store.load(pathlib.Path(path) / f"{name}.safetensors")
-    found[name] = Network(tree, config)
+  for name in (*store.NETWORKS, store.HIGH):
+    file = pathlib.Path(path) / f"{name}.safetensors"
+    if name in store.NETWORKS or file.exists():
+      tree, config, told = store.load(file)
+      found[name] = Network(tree, config, told["provenance"])
   return found
 
 
 def check(path: str | os.PathLike) -> None:
   """Raises a ValueError if this version takes the transformer's output for what it is not."""
-  file = pathlib.Path(path) / "dit.safetensors"
-  got = store.read_config(file)[0].get("format", 1)
-  if got != FORMAT:
-    cure = "install a newer version" if got > FORMAT else "train anew, or install the version of it"
-    raise ValueError(
-      f"{file} holds a transformer of format {got}, where this version of sora_jax reads {FORMAT}:"
-      f" {cure}"
-    )
+  for name in DENOISERS:
+    file = pathlib.Path(path) / f"{name}.safetensors"
+    if name == store.HIGH and not file.exists():
+      continue
+    got = store.read_config(file)[0].get("format", 1)
+    if got != FORMAT:
+      cure = (
+        "install a newer version" if got > FORMAT else "train anew, or install the version of it"
+      )
+      raise ValueError(
+        f"{file} holds a transformer of format {got}, where this version of sora_jax reads "
+        f"{FORMAT}: {cure}"
+      )
 
 
 def find(name: str | os.PathLike) -> pathlib.Path:

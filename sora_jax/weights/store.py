@@ -27,6 +27,8 @@ MAX_SHIPPED_BYTES = 12 * 1024 * 1024
 """Limit on one shipped file."""
 NETWORKS = ("vae", "text", "dit")
 """Files `<network>.safetensors` of a model folder."""
+HIGH = "dit_high"
+"""One more in some: a second transformer, for high noise alone."""
 INDEX_NAME = "model.safetensors.index.json"
 _STORE_DTYPES = {
   "float32": np.dtype(np.float32),

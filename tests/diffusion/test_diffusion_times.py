@@ -57,6 +57,14 @@ def test_training_times_come_from_key_and_layout_alone(key):
   assert (np.asarray(draw(key)) != np.asarray(draw(jax.random.key(1))))[np.asarray(valid)].all()
 
 
+def test_a_network_for_high_noise_sees_the_same_times_squeezed_above_its_boundary(key):
+  valid, shift = jnp.ones((64, 4), bool), jnp.ones((64, 4))
+  draw = lambda **low: times.training_times(key, valid, shift, times.TimeConfig(std=2.0, **low))  # noqa: E731
+  whole, above = draw(), draw(low=0.4)
+  np.testing.assert_allclose(above, 0.4 + 0.6 * whole, rtol=1e-6)
+  assert float(whole.min()) < 0.4 < float(above.min())
+
+
 def test_shift_is_a_group_that_keeps_the_ends():
   t = jnp.linspace(0.0, 1.0, 65)
   both = times.shift(3.0, times.shift(1.7, t))
@@ -94,6 +102,7 @@ def test_evaluation_times_are_fixed():
     lambda: times.ShiftConfig(low=3, high=2),
     lambda: times.TimeConfig(uniform=1.5),
     lambda: times.TimeConfig(std=0),
+    lambda: times.TimeConfig(low=1),
     lambda: times.evaluation_times(0),
   ],
 )

@@ -18,6 +18,7 @@ from gradients import noisy, task
 from sora_jax import model, sharding
 from sora_jax.nn import vae, vae_streaming
 from sora_jax.weights import folder as folder_lib
+from sora_jax.weights import store
 from sora_jax.weights.folder import Network
 
 VAE = vae.VAEConfig(width=8, mult=(1, 2, 2), latent=4, time_down=(False, True))
@@ -47,6 +48,7 @@ def write(path: pathlib.Path) -> None:
     "vae": Network(variables, {"network": folder_lib.plain(VAE)}),
     "text": Network(params["text"], {"network": job.text.config, "tokenizer": "bytes"}),
     "dit": Network(params["dit"], dit),
+    store.HIGH: Network(jax.tree.map(lambda x: 1.1 * x, params["dit"]), dit | {"above": 0.5}),
   }
   folder_lib.write(path, networks, None, {})
 

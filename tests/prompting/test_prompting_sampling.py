@@ -96,6 +96,52 @@ def test_packed_samples_are_those_sampled_alone(solver):
     close(run(params(), [request, dataclasses.replace(A, seed=9)], method)[0], sample)
 
 
+def two_networks(boundary):
+  """A sampler whose networks predict a velocity, params["dit"] and params["dit_high"]; no shift."""
+  return sampling.Sampler(
+    lambda p, x_RLP, time_RQ, layout, text_RMU: jnp.full((*x_RLP.shape[:2], 4 * Z), p),
+    lambda p, ids, segment: ids[..., None].astype(jnp.float32),
+    patch=PATCH, channels=Z, frames_per_latent=2, kind="v",
+    shift=times.ShiftConfig(reference=1e6, frames=0.0, low=1.0), rows=ROWS, null_ids=(1,),
+    boundary=boundary,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("grid", "boundary", "share"),
+  [("uniform", 0.5, 0.5), ("uniform", 0.7, 0.5), ("uniform", 0.8, 0.25), ("quadratic", 0.5, 0.75),
+   ("uniform", 1.0, 0.0), ("uniform", 0.1, 1.0)],
+)  # fmt: skip
+def test_a_second_network_takes_the_way_down_to_its_boundary(grid, boundary, share):
+  """Its velocity is 3, the other's 1; a clip that starts at 0.4 never meets it above that, one that
+  starts at 0.8 meets it at 0.8 and 0.6. All three lie in one row."""
+  method = sampling.Method(solver="euler", steps=4, grid=grid)
+  params = {"dit": 1.0, "dit_high": 3.0, "text": None}
+  latent = np.zeros((2, 4, 6, Z), np.float32)
+  edits = [dataclasses.replace(A, start_latent=latent, start_time=start) for start in (0.4, 0.8)]
+  ways = [(1.0, share)]
+  if (grid, boundary) == ("uniform", 0.5):
+    ways += [(0.4, 0.0), (0.8, 0.5)]
+  asked = [A, *edits][: len(ways)]
+  made = two_networks(boundary)(params, asked, method)
+  for video, request, (start, high) in zip(made, asked, ways):
+    noise = sampler.noise_cells(request.seed, request.text, request.sample, Grid(2, 4, 6), Z)
+    moved = start * (3.0 * high + 1.0 * (1 - high))
+    np.testing.assert_allclose(video, start * np.asarray(noise) - moved, rtol=1e-5, atol=1e-5)
+
+
+def test_two_networks_of_the_same_weights_are_one():
+  run, plain = sampling.Sampler.__new__(sampling.Sampler), make_sampler()
+  run.__dict__.update(plain.__dict__)
+  run._boundary = 0.5
+  run.program = jax.jit(functools.partial(run.sample_rows), static_argnames="method")
+  same = params() | {"dit_high": params()["dit"]}
+  for got, want in zip(run(same, [A, B, C], METHOD), plain(params(), [A, B, C], METHOD)):
+    close(got, want)
+  moved = params() | {"dit_high": jax.tree.map(lambda x: 1.1 * x, params()["dit"])}
+  assert np.abs(run(moved, [A], METHOD)[0] - run(same, [A], METHOD)[0]).max() > 1e-2
+
+
 def test_one_program_serves_all_sizes_texts_and_strengths():
   run = sampling.Sampler.__new__(sampling.Sampler)
   run.__dict__.update(make_sampler().__dict__)

@@ -16,6 +16,7 @@ from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
+from sora_jax.tasks import build, sections
 from sora_jax.tasks.clips import Sources
 from sora_jax.tasks.text_to_video import DiffusionConfig, TextToVideo
 from sora_jax.train import loop, metrics
@@ -292,6 +293,42 @@ def test_a_leg_can_start_from_weights_that_lack_a_part(tmp_path, task, params):
   assert got["dit"]["head"].pop("up")["kernel"].shape[-1] == 8
   assert not got["dit"]["head"].pop("down")["kernel"].any()
   jax.tree.map(np.testing.assert_array_equal, params, got)
+
+
+def test_a_network_for_high_noise_leaves_the_first_as_it_was(tmp_path, task, params):
+  first, second = tmp_path / "first", tmp_path / "second"
+  task.export(params, first, {"seed": 3})
+  low = {name: folder.read(first)[name] for name in ("text", "dit")}
+  high = DiffusionConfig(time_low=0.5)
+  leg = make(diffusion=high, init_from=first, low=low)
+  config = loop.LoopConfig(steps=2, save_every=2)
+  fast = OptimizerConfig(name="muon", lr=3e-3, warmup_steps=1, ema_decay=0.0)
+  trained = jax.device_get(loop.run(leg, config, fast, tmp_path / "run").state.params)
+  jax.tree.map(np.testing.assert_array_equal, trained["text"], jax.device_get(params["text"]))
+  leg.export(trained, second, {"seed": 4})
+  found, before = folder.read(second), folder.read(first)
+  for name in ("vae", "text", "dit"):
+    jax.tree.map(np.testing.assert_array_equal, found[name].tree, before[name].tree)
+  jax.tree.map(np.testing.assert_array_equal, found[store.HIGH].tree, trained["dit"])
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), found[store.HIGH].tree, before["dit"].tree)
+  assert max(jax.tree.leaves(moved)) > 0
+  assert found[store.HIGH].config["above"] == 0.5
+  assert found["dit"].story == {"seed": 3} and found[store.HIGH].story == {"seed": 4}
+  again = make(diffusion=high, init_from=second, low=low, start=sections.start_of(second, 0.5))
+  jax.tree.map(np.testing.assert_array_equal, again.init(jax.random.key(0))["dit"], trained["dit"])
+  assert sections.start_of(second, 0.0) == sections.start_of(first, 0.5) == "dit"
+  assert sections.provenance_of(second, store.HIGH) == {"seed": 4}
+
+
+@pytest.mark.parametrize(
+  ("change", "what"),
+  [({}, "name the model that has the first"), ({"weight_decay": 0.1}, "weight_decay is 0.1")],
+)
+def test_a_network_for_high_noise_needs_one_that_stays(change, what, tmp_path):
+  config = {"diffusion": {"time_low": 0.5}, "optimizer": {"weight_decay": 0.0} | change}
+  with pytest.raises(ValueError, match=what):
+    build.networks_below(config, tmp_path if change else None)
+  assert build.networks_below(config | {"diffusion": {"time_low": 0.0}}, None) is None
 
 
 def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path, params):

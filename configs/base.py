@@ -200,7 +200,7 @@ def diffusion() -> ConfigDict:
   c.time_mean = 0.0  # of the logit-normal times
   c.time_std = 1.0  # above 0
   c.time_uniform = 0.1  # share of times drawn uniformly, [0, 1]
-  c.time_low = 0.0  # times are above it, before the shift; above 0: a second network for them, [0, 1)
+  c.time_low = 0.0  # least time, before the shift; above 0: of a second network, [0, 1)
   c.shift_reference = 64.0  # tokens per latent frame that need no shift
   c.shift_space = 0.5  # exponent of tokens per latent frame
   c.shift_frames = 0.25  # exponent of latent frames

@@ -80,8 +80,7 @@ def run(config: dict, workdir: Path, profile: bool = False) -> dict | None:
   if not outcome.finished:
     return None
   story = provenance.collect(
-    config, code, outcome.step, outcome.seconds, outcome.figures,
-    plan.before,
+    config, code, outcome.step, outcome.seconds, outcome.figures, plan.before
   )  # fmt: skip
   params = hosts.whole(outcome.state.ema_params)
   if not hosts.is_first():

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from sora_jax import sharding
@@ -30,6 +31,7 @@ from sora_jax.tasks.vae import NoiseConfig, VaeTask
 from sora_jax.train.optimizer import OptimizerConfig
 from sora_jax.train.task import Task
 from sora_jax.weights import folder as folder_lib
+from sora_jax.weights import store
 
 SECTIONS = ("task", "data", "vae", "text", "model", "diffusion", "optimizer", "train", "evaluation")
 DATA = (
@@ -275,9 +277,15 @@ def networks_below(config: Mapping, start: Path | None) -> dict | None:
   """The text encoder and the transformer beside which a network for times above diffusion.time_low
   works, and which it leaves as they are.
 
+  Warns if a leg of the first leaves a second behind.
   Raises: ValueError if there are none, or the optimiser would move them.
   """
   if (time_low := config["diffusion"]["time_low"]) == 0:
+    if start is not None and (start / f"{store.HIGH}.safetensors").is_file():
+      logging.warning(
+        "%s has a second network, for high noise: it is not taken along, and samples of this leg "
+        "are made without it", start,
+      )  # fmt: skip
     return None
   if start is None:
     raise ValueError(

@@ -10,9 +10,10 @@
                       "grid", "guidance", "guidance_interval", "fps"}, "prompts": whether
                       it has seen image and video prompts}
                       tree: parameters
-    dit_high.safetensors  in some folders: a second transformer of the same shape, for high noise;
-                      config: {"format", "network", "above": the time, before the shift, above which
-                      it denoises instead of the other; tree: parameters
+    dit_high.safetensors  in some folders: a second transformer of the same shape, for high noise
+                      config: {"format": FORMAT, "network": DiTConfig, "above": the time, before the
+                      shift, above which it denoises instead of the first}
+                      tree: parameters
     tokenizer.model   SentencePiece model, where the text encoder was trained with one
     provenance.json   config, command, seed, commit, hardware, time, legs, validation figures
 
@@ -30,12 +31,13 @@ from typing import Any
 from sora_jax.weights import store
 
 TOKENIZER_NAME = "tokenizer.model"
-DENOISERS = ("dit", store.HIGH)
 PROVENANCE_NAME = "provenance.json"
 FORMAT = 2
 """What a transformer's output means. 2: preconditioned ones give Eq. 5 of `ops/precondition.py`; 1,
 and files that say nothing: they added a linear guess, and with today's code their samples are wrong
 without a sign of it."""
+DENOISERS = ("dit", store.HIGH)
+"""Networks whose output FORMAT is about."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +82,11 @@ def write(
   if not path.exists():
     temporary.rename(path)
     return
+  if store.HIGH not in networks:  # first, so that it never stands beside networks of another model
+    (path / f"{store.HIGH}.safetensors").unlink(missing_ok=True)
   for file in temporary.iterdir():
     os.replace(file, path / file.name)
   temporary.rmdir()
-  if store.HIGH not in networks:
-    (path / f"{store.HIGH}.safetensors").unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike) -> dict[str, Network]:

@@ -1,6 +1,7 @@
 """Text to video as a task: loss, axes, cost, exact resume with the real pipeline, export."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import numpy as np
@@ -319,6 +320,10 @@ def test_a_network_for_high_noise_leaves_the_first_as_it_was(tmp_path, task, par
   jax.tree.map(np.testing.assert_array_equal, again.init(jax.random.key(0))["dit"], trained["dit"])
   assert sections.start_of(second, 0.0) == sections.start_of(first, 0.5) == "dit"
   assert sections.provenance_of(second, store.HIGH) == {"seed": 4}
+  whole = {"diffusion": {"time_low": 0.0}}
+  with mock.patch.object(build.logging, "warning") as warned:
+    assert build.networks_below(whole, first) is None and not warned.called
+    assert build.networks_below(whole, second) is None and warned.called
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ CONFIGS = {
   "tiny": "v5e", "tiny_clips": "v5e",
   **{f"shipped:{leg}": "v5e" for leg in ("plain", "aspects", "large", "prompted", "tasks", "focus",
                                          "mixed", "polish", "motion", "speed", "paths",
-                                         "usual", "bounces", "walls", "again")},
+                                         "usual", "bounces", "walls", "again", "early")},
   **{f"vae:{size}": "v5e" for size in ("nano", "tiny", "tiny_second", "base", "xl")},
   **{f"dit:{size}": "v5e" for size in ("tiny", "small", "s", "b", "l", "xl")},
   "dit:3b": "v5p", "dit:10b": "v5p",

@@ -39,11 +39,11 @@ told their first latents near pure noise. paths: the same at larger sizes, with 
 ends, and what bounces, falls or swings. usual: all kinds again, at 0.6 to 1 of the usual speed.
 bounces: as speed, of what bounces and falls. walls: the same with constant motion, morphs and cuts
 at all sizes, 96x64 among them, a fifth of it from text alone. again: all kinds, at all times.
-early: a second network, for times above 0.5; it starts from walls and reads text as the first does.
-The first one that is shipped has seen none of these four, but plain, aspects in five starts with a changing
-recipe, large for an hour, prompted three times, tasks twice, and each of the others once, 13 hours
-in all, as its provenance tells; what it came to is in experiments/shipped, why aspects changed in
-experiments/latents.
+early: a second network, for times above 0.5; it starts from walls and reads text as the first.
+The first network that is shipped has seen none of these four, but plain, aspects in five starts
+with a changing recipe, large for an hour, prompted three times, tasks twice, and each of the others
+once, 13 hours in all, as its provenance tells; what it came to is in experiments/shipped, why
+aspects changed in experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 

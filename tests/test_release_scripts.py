@@ -110,12 +110,21 @@ def test_what_cannot_be_averaged_is_named_and_nothing_written(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def defaults():
-  """The part of release.py without flags, as a module."""
-  spec = importlib.util.spec_from_file_location("defaults", SCRIPTS / "defaults.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def module():
+  """Reads a script without flags as a module."""
+
+  def read(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+  return read
+
+
+@pytest.fixture(scope="module")
+def defaults(module):
+  return module("defaults")
 
 
 def test_a_release_changes_the_samplers_defaults(defaults):
@@ -139,3 +148,18 @@ def test_a_release_refuses_a_sampler_that_cannot_be(defaults, text, what):
     defaults.changed(SAMPLING, text)
   assert str(refused.value).startswith(f"release: --sampling={text}: ")
   assert what in str(refused.value)
+
+
+def test_a_model_of_two_networks_counts_the_legs_that_they_share_once(module):
+  legs = module("legs")
+  told = [dict.fromkeys(legs.LEG, "x") | {"seconds": 10.0 * k, "steps": k} for k in range(4)]
+  story = lambda *ks: told[ks[-1]] | {"legs": [told[k] for k in ks]}  # noqa: E731
+  low, high = story(0, 1), story(0, 2, 3)
+  found = legs.merged({"text and dit": low, "high-noise dit": legs.since(high, low)})
+  assert [(leg["network"], leg["steps"]) for leg in found["legs"]] == [
+    ("text and dit", 0), ("text and dit", 1), ("high-noise dit", 2), ("high-noise dit", 3),
+  ]  # fmt: skip
+  assert found["seconds"] == 60.0 and found["steps"] == 3
+  del told[2]["commit"]
+  with pytest.raises(SystemExit, match="a leg of high-noise dit tells no commit"):
+    legs.merged({"high-noise dit": legs.since(high, low)})

@@ -18,6 +18,7 @@ import shutil
 
 import defaults
 import harness
+import legs
 import numpy as np
 from absl import app, flags
 
@@ -34,7 +35,6 @@ FIGURES = flags.DEFINE_multi_string("figures", [], "Folders with what evaluate_*
 DTYPE = flags.DEFINE_enum("store_dtype", "auto", ["auto", "float32", "float16"], "Of the files.")
 MAX_BYTES = 24 * 1024 * 1024
 """Limit on the sum of files."""
-LEG = ("config", "command", "seed", "commit", "hardware", "seconds", "steps", "figures")
 
 
 def read_vae(name):
@@ -56,28 +56,6 @@ def same_latents(given, trained_with):
   )
 
 
-def legs_of(network, story):
-  """The legs of a network's training, each with the network's name."""
-  legs = (story or {}).get("legs") or [story or {}]
-  for leg in legs:
-    if missing := [key for key in LEG if key not in leg]:
-      raise SystemExit(f"release: a leg of {network} tells no {', '.join(missing)}")
-  return [{"network": network} | leg for leg in legs]
-
-
-def since(story, before):
-  """The story of a network that began as another one, without the legs of that one."""
-  shared = before.get("legs") or [before]
-  return story | {"legs": [leg for leg in story["legs"] if leg not in shared]}
-
-
-def merged(stories):
-  """One story of all networks: the last leg's keys, time of all legs, and the legs in order."""
-  legs = [leg for network, story in stories.items() for leg in legs_of(network, story)]
-  last = {key: value for key, value in legs[-1].items() if key != "network"}
-  return last | {"seconds": round(sum(leg["seconds"] for leg in legs), 1), "legs": legs}
-
-
 def gather():
   """(networks, stories by network, tokenizer's file or None)."""
   vae, vae_story = read_vae(VAE.value)
@@ -95,7 +73,7 @@ def gather():
     )
   stories = {"vae": vae_story, "text and dit": networks["dit"].story}
   if store.HIGH in networks:
-    stories["high-noise dit"] = since(networks[store.HIGH].story, networks["dit"].story)
+    stories["high-noise dit"] = legs.since(networks[store.HIGH].story, networks["dit"].story)
   tokenizer = source / folder_lib.TOKENIZER_NAME
   return networks | {"vae": vae}, stories, tokenizer if tokenizer.is_file() else None
 
@@ -138,7 +116,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   networks, stories, tokenizer = gather()
-  story, figures, to = merged(stories), validation(), pathlib.Path(TO.value)
+  story, figures, to = legs.merged(stories), validation(), pathlib.Path(TO.value)
   to.mkdir(parents=True, exist_ok=True)
   files = write(to, networks, stories)
   if tokenizer and tokenizer.resolve() != (to / tokenizer.name).resolve():

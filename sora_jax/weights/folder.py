@@ -1,4 +1,4 @@
-"""A model folder: the three networks of one model, its tokenizer, and how it came to be.
+"""A model folder: the networks of one model, its tokenizer, and how it came to be.
 
     vae.safetensors   config: {"network": VAEConfig}
                       tree: {"params": ..., "stats": ...}

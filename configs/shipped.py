@@ -25,6 +25,19 @@
   python -m sora_jax.main --config=configs/shipped.py:usual --workdir=runs/dit12 \
     --config.train.minutes=33 --config.train.init_from=runs/dit11
 
+and a second network for high noise, from these (a quarter runs/dit11, see experiments/shipped):
+
+  python -m sora_jax.main --config=configs/shipped.py:bounces --workdir=runs/dit13 \
+    --config.train.minutes=18 --config.train.init_from=sora_jax/weights/tiny
+  python -m sora_jax.main --config=configs/shipped.py:walls --workdir=runs/dit14 \
+    --config.train.minutes=38 --config.train.init_from=runs/dit13
+  python experiments/shipped/pair.py --low=sora_jax/weights/tiny --high=runs/dit14 --to=runs/pair
+  python -m sora_jax.main --config=configs/shipped.py:early --workdir=runs/dit15 \
+    --config.train.minutes=62 --config.train.init_from=runs/pair
+  python -m sora_jax.main --config=configs/shipped.py:early --workdir=runs/dit16 \
+    --config.train.minutes=28 --config.train.init_from=runs/dit15 --config.data.world.seed=66 \
+    --config.optimizer.lr=1e-3 --config.data.prompts.near_noise=0.75
+
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
 objects bounce or fall; more stills. large: all styles, motions and levels as well, and rows of 512
@@ -135,7 +148,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     shares = {"first": 0.06, "head": 0.18, "tail": 0.1, "ends": 0.03, "both": 0.08}
     d.prompts.update(shares | {"keyframes": 0.04, "random": 0.02, "boxes": 0.04})
     d.prompts.near_noise = 0.6  # where motion has to be worked out
-    last_legs(c, size)
+    (second_network if size in ("early", "onward") else last_legs)(c, size)
   return base.smoke(c) if smoke else c
 
 
@@ -203,21 +216,6 @@ def last_legs(c: ConfigDict, size: str) -> None:
     w.slowest = 0.6
     shares = {"head": 0.36, "tail": 0.16, "both": 0.12, "first": 0.03, "boxes": 0.03}
     d.prompts.update(shares | {"ends": 0.03, "keyframes": 0.03, "random": 0.02, "near_noise": 0.4})
-  if size in ("early", "onward"):
-    w.levels, w.styles = (1, 3), ("plain",) * 12 + ("outline", "hatched", "night")
-    w.motions = ("constant",) * 10 + ("bounce", "gravity") * 8 + ("cut", "morph", "swing") * 3
-    w.sizes = 3 * SMALL[:1] + 3 * ASPECTS[:3] + ASPECTS[3:] + ((96, 64), (64, 96))
-    w.frames, w.image_fraction, w.num_clips, w.seed = (9, 17, 17, 17, 25), 0.05, 12288, 65
-    w.slowest = 0.5
-    shares = {"head": 0.46, "tail": 0.18, "both": 0.1, "first": 0.03, "boxes": 0.03, "ends": 0.03}
-    d.prompts.update(shares | {"keyframes": 0.02, "random": 0.01, "pictures": 0.03})
-    d.prompts.update({"near_noise": 0.6, "noise": 0.1, "frame_times": 0.03})
-    c.diffusion.time_low, c.diffusion.time_mean, c.diffusion.time_std = 0.5, 0.3, 1.0
-    c.optimizer.lr = 2e-3
-  if size == "onward":
-    w.motions += ("cut",) * 4
-    w.seed, d.prompts.head, d.prompts.near_noise = 67, 0.42, 0.75
-    c.optimizer.lr = 1e-3
   if size == "bounces":
     w.motions = ("constant",) + ("bounce",) * 4 + ("gravity",) * 3
     w.seed, w.slowest = 62, 0.4
@@ -230,3 +228,22 @@ def last_legs(c: ConfigDict, size: str) -> None:
     shares = {"head": 0.42, "tail": 0.22, "both": 0.12, "ends": 0.02, "boxes": 0.02}
     d.prompts.update(shares | {"near_noise": 0.85, "dropout": 0.05, "noise": 0.1})
     c.optimizer.lr = 2e-3
+
+
+def second_network(c: ConfigDict, size: str) -> None:
+  """What the legs of the network for high noise, early and onward, change of tasks."""
+  d, w = c.data, c.data.world
+  w.levels, w.styles = (1, 3), ("plain",) * 12 + ("outline", "hatched", "night")
+  w.motions = ("constant",) * 10 + ("bounce", "gravity") * 8 + ("cut", "morph", "swing") * 3
+  w.sizes = 3 * SMALL[:1] + 3 * ASPECTS[:3] + ASPECTS[3:] + ((96, 64), (64, 96))
+  w.frames, w.image_fraction, w.num_clips, w.seed = (9, 17, 17, 17, 25), 0.05, 12288, 65
+  w.slowest = 0.5
+  shares = {"head": 0.46, "tail": 0.18, "both": 0.1, "first": 0.03, "boxes": 0.03, "ends": 0.03}
+  d.prompts.update(shares | {"keyframes": 0.02, "random": 0.01, "pictures": 0.03})
+  d.prompts.update({"near_noise": 0.6, "noise": 0.1, "frame_times": 0.03})
+  c.diffusion.time_low, c.diffusion.time_mean, c.diffusion.time_std = 0.5, 0.3, 1.0
+  c.optimizer.lr = 2e-3
+  if size == "onward":
+    w.motions += ("cut",) * 4
+    w.seed, d.prompts.head, d.prompts.near_noise = 67, 0.42, 0.75
+    c.optimizer.lr = 1e-3

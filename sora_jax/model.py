@@ -101,7 +101,7 @@ class Model(verbs.Verbs):
       self._predict, self._encode_text, patch=self.patch, channels=self._channels,
       frames_per_latent=self._f_t, kind=kind, shift=times.ShiftConfig(**shift),
       rows=RowShape(**dit["rows"]), null_ids=tokenizer.tokenize(conditioning.NULL_PROMPT),
-      mesh=mesh, boundary=_boundary(parts),
+      mesh=mesh, boundary=folder_lib.boundary(parts),
     )  # fmt: skip
 
   def _place(self, variables: dict, params: dict, mesh: Mesh | None) -> None:
@@ -413,14 +413,6 @@ class Model(verbs.Verbs):
 
   def _encode_text(self, params, ids_RM, segment_RM):
     return self.text.apply({"params": params}, jnp.asarray(ids_RM), jnp.asarray(segment_RM))
-
-
-def _boundary(parts: dict[str, Network]) -> float | None:
-  """The time above which the second transformer denoises, if there is one."""
-  if store.HIGH not in parts:
-    return None
-  store.check(parts[store.HIGH].tree, parts["dit"].tree, f"the {store.HIGH} of this model")
-  return float(parts[store.HIGH].config["above"])
 
 
 def _config(cls: type, network: Network) -> Any:

@@ -24,12 +24,13 @@ from sora_jax.nn.dit import DiT
 from sora_jax.nn.vae_losses import LossConfig
 from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
-from sora_jax.tasks import build, sections
+from sora_jax.tasks import autoencoder, build, sections
 from sora_jax.tasks.text_to_video import DiffusionConfig
 from sora_jax.tasks.typed import typed, without
 from sora_jax.train import optimizer
 from sora_jax.train.loop import LoopConfig
 from sora_jax.train.optimizer import OptimizerConfig
+from sora_jax.weights import store
 
 ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = {
@@ -122,6 +123,15 @@ def test_legs_of_the_shipped_transformer_train_one_model_on_rows_that_fit(leg, t
   source = build.ClipsConfig("world", tmp_path, 1, sections.world_config(later))
   pipeline = sections.pipeline_config(later, dit_config(later).patch, 4)
   sections.fits(source, pipeline, vae_lib.SIZES["tiny"])
+
+
+@pytest.mark.parametrize("leg", ["early", "onward"])
+def test_the_second_networks_legs_go_on_from_the_shipped_model(leg):
+  if "tiny" not in store.shipped():
+    pytest.skip("no transformer is shipped")
+  c = config_of("shipped", leg).to_dict()
+  own = build.parts_of(c, autoencoder.load_autoencoder("tiny"))["dit"].config
+  assert build.networks_below(c, store.shipped()["tiny"], own).keys() == {"text", "dit"}
 
 
 @pytest.mark.parametrize("size", ["tiny", "s"])

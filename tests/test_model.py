@@ -448,8 +448,12 @@ def test_a_second_network_is_read_and_used_above_its_boundary(model, tmp_path):
 def test_a_second_network_that_does_not_fit_is_refused(tmp_path):
   parts = with_second_network()
   parts[store.HIGH].tree["head"]["linear"]["kernel"] = np.zeros((2, 2), np.float32)
-  with pytest.raises(ValueError, match="dit_high of this model does not fit .*head/linear/kernel"):
+  with pytest.raises(ValueError, match="dit_high, .* does not fit .*head/linear/kernel"):
     model_lib.Model(parts, model_lib.tokenizers.load("bytes"))
+  other = with_second_network()
+  other[store.HIGH].config["network"] = dataclasses.replace(DIT, heads=3)
+  with pytest.raises(ValueError, match="dit_high, .* differs from the first in heads; train it"):
+    model_lib.Model(other, model_lib.tokenizers.load("bytes"))
   folder.write(tmp_path / "m", with_second_network(), None, {})
   path = tmp_path / "m" / "dit_high.safetensors"
   tree, config, _ = store.load(path)

@@ -1,4 +1,4 @@
-"""The scripts that make a shipped model of training runs: averages, and a sampler's defaults."""
+"""The scripts that make a shipped model of training runs: averages, pairs, defaults, stories."""
 
 import functools
 import importlib.util
@@ -20,7 +20,8 @@ def write_model(path, value, width=4):
   """A model folder whose networks are one array each."""
   networks = {
     name: folder.Network(
-      {"a": np.full(width, value + k, "f")}, {"sampling": SAMPLING, "network": {"width": width}}
+      {"a": np.full(width, value + k, "f")},
+      {"sampling": SAMPLING, "network": {"width": width}, "diffusion": {"prediction": "x"}},
     )
     for k, name in enumerate(store.NETWORKS)
   }
@@ -29,7 +30,7 @@ def write_model(path, value, width=4):
   return path
 
 
-def average(*arguments, script="average.py"):
+def call(*arguments, script="average.py"):
   """(exit status, last line of its output, of its errors)."""
   command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
   done = subprocess.run(command, capture_output=True, text=True)
@@ -39,7 +40,7 @@ def average(*arguments, script="average.py"):
 def test_an_average_is_weighted_and_tells_of_all_legs(tmp_path):
   models = [write_model(tmp_path / "a", 1.0), write_model(tmp_path / "b", 5.0)]
   names, to = f"--models={models[0]},{models[1]}", tmp_path / "c"
-  status, said, _ = average(names, "--shares=0.25,0.75", f"--to={to}")
+  status, said, _ = call(names, "--shares=0.25,0.75", f"--to={to}")
   assert status == 0 and json.loads(said)["shares"] == [0.25, 0.75]
   made, last = folder.read(to), folder.read(models[1])
   for name, value in (("vae", 5.0), ("text", 5.0), ("dit", 6.0)):  # of 1 + k and 5 + k
@@ -60,7 +61,7 @@ def test_second_networks_are_averaged_and_what_is_the_same_keeps_its_story(tmp_p
     folder.write(path, folder.read(path) | {store.HIGH: high}, b"words", {})
     models.append(path)
   to = tmp_path / "c"
-  assert average(f"--models={models[0]},{models[1]}", "--shares=0.25,0.75", f"--to={to}")[0] == 0
+  assert call(f"--models={models[0]},{models[1]}", "--shares=0.25,0.75", f"--to={to}")[0] == 0
   made, before = folder.read(to), folder.read(models[1])
   for name in store.NETWORKS:
     np.testing.assert_array_equal(made[name].tree["a"], before[name].tree["a"])
@@ -69,13 +70,13 @@ def test_second_networks_are_averaged_and_what_is_the_same_keeps_its_story(tmp_p
   first, second = made[store.HIGH].story["legs"]
   assert second["commit"] == "high 5.0" and "--shares=0.25,0.75" in second["note"]
   lone = write_model(tmp_path / "lone", 3.0)
-  status, _, said = average(f"--models={lone},{to}", f"--to={tmp_path / 'd'}")
+  status, _, said = call(f"--models={lone},{to}", f"--to={tmp_path / 'd'}")
   assert status == 1 and said == f"average: {lone} has no dit_high, which another model has"
 
 
 def test_two_models_become_one_of_two_networks(tmp_path):
   low, high = write_model(tmp_path / "low", 1.0), write_model(tmp_path / "high", 5.0)
-  pair = functools.partial(average, f"--low={low}", script="pair.py")
+  pair = functools.partial(call, f"--low={low}", script="pair.py")
   assert pair(f"--high={high}", "--above=0.4", f"--to={tmp_path / 'c'}")[0] == 0
   made, dit = folder.read(tmp_path / "c"), folder.read(high)["dit"]
   assert made["text"].story == folder.read(low)["text"].story
@@ -87,13 +88,19 @@ def test_two_models_become_one_of_two_networks(tmp_path):
   np.testing.assert_array_equal(folder.read(tmp_path / "d")[store.HIGH].tree["a"], dit.tree["a"])
   wide = write_model(tmp_path / "wide", 1.0, width=3)
   for given, what in (
-    ((f"--high={wide}",), f"pair: the transformer of {wide} does not fit"),
+    ((f"--high={wide}",), f"pair: --high={wide} beside --low={low}: dit_high, "),
     ((f"--high={high}", "--above=1"), "pair: --above=1; give a time between 0 and 1"),
     ((f"--high={tmp_path / 'x'}",), "pair: no model"),
   ):
     status, _, said = pair(*given, f"--to={tmp_path / 'e'}")
     assert status == 1 and what in said
   assert not (tmp_path / "e").exists()
+  networks = folder.read(high)
+  networks["dit"].config["diffusion"] = {"prediction": "eps"}
+  folder.write(high, networks, b"words", {})
+  status, _, said = pair(f"--high={high}", f"--to={tmp_path / 'e'}")
+  assert status == 1
+  assert said.startswith(f"pair: --high={high} differs from --low={low} in diffusion.prediction; ")
 
 
 def test_what_cannot_be_averaged_is_named_and_nothing_written(tmp_path):
@@ -104,7 +111,7 @@ def test_what_cannot_be_averaged_is_named_and_nothing_written(tmp_path):
     (f"{a},{a}", "half,half", "give 2 numbers that add up to 1"),
     (f"{a},{tmp_path / 'x'}", "0.5,0.5", "no model"),
   ):
-    status, _, said = average(f"--models={models}", f"--shares={shares}", f"--to={tmp_path / 'c'}")
+    status, _, said = call(f"--models={models}", f"--shares={shares}", f"--to={tmp_path / 'c'}")
     assert status == 1 and said.startswith("average: ") and what in said
   assert not (tmp_path / "c").exists()
 

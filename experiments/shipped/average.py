@@ -7,8 +7,8 @@ Legs that go on from each other end near enough that a point between their weigh
 both: what one leg has learnt and the next lost again is still there. Writes a model folder with
 the text encoder and transformers so made; all else is the last model's, and so is the story of
 their legs, the last of which tells of the averaging. What is the same in all models stays so, story
-and all. Prints one JSON object as its last line. Source:
-Wortsman et al. 2022 (model soups, arXiv 2203.05482).
+and all. Prints one JSON object as its last line. Source: Wortsman et al. 2022 (model soups, arXiv
+2203.05482).
 """
 
 import json

@@ -32,15 +32,24 @@ def main(argv):
   try:
     place = folder_lib.find(LOW.value)
     low, other = folder_lib.read(place), folder_lib.read(folder_lib.find(HIGH.value))
-    high = other.get(store.HIGH, other["dit"])
-    store.check(high.tree, low["dit"].tree, f"the transformer of {HIGH.value}")
   except (OSError, ValueError) as error:
     raise SystemExit(f"pair: {error}") from error
+  high = other.get(store.HIGH, other["dit"])
   config = {"network": high.config["network"], "above": ABOVE.value}
+  both = low | {store.HIGH: folder_lib.Network(high.tree, config, high.story)}
+  try:
+    folder_lib.boundary(both)
+  except ValueError as error:
+    raise SystemExit(f"pair: --high={HIGH.value} beside --low={LOW.value}: {error}") from error
+  means = low["dit"].config["diffusion"]
+  if differ := folder_lib.differences(means, high.config.get("diffusion", means)):
+    raise SystemExit(
+      f"pair: --high={HIGH.value} differs from --low={LOW.value} in diffusion.{differ[0]}; "
+      "train it with that of the first"
+    )
   tokenizer = place / folder_lib.TOKENIZER_NAME
   folder_lib.write(
-    TO.value, low | {store.HIGH: folder_lib.Network(high.tree, config, high.story)},
-    tokenizer.read_bytes() if tokenizer.is_file() else None, high.story,
+    TO.value, both, tokenizer.read_bytes() if tokenizer.is_file() else None, high.story
   )  # fmt: skip
   print(json.dumps({"to": str(pathlib.Path(TO.value)), "above": ABOVE.value}))
 

@@ -4,12 +4,12 @@
     --figures=runs/shipped --to=sora_jax/weights/tiny
 
 Writes vae.safetensors, text.safetensors, dit.safetensors, dit_high.safetensors if there is a second
-transformer, for high noise, the tokenizer, and provenance.json: all
-legs of training, the figures of the evaluate_*.py scripts, and those that `evaluation/release.py`
-finds on the files as written, for a test to reproduce. Without --dit, the VAE alone. A transformer
-of another VAE's latents is refused. --sampling='{"grid": "quadratic"}' changes how a sampler of the
-model works by default, with the weights as they are. Files above 12 MB, and all if they have more
-than 24 MB, are stored as float16. Prints one JSON object as its last line.
+transformer, for high noise, the tokenizer, and provenance.json: all legs of training, the figures
+of the evaluate_*.py scripts, and those that `evaluation/release.py` finds on the files as written,
+for a test to reproduce. Without --dit, the VAE alone. A transformer of another VAE's latents is
+refused. --sampling='{"grid": "quadratic"}' changes how a sampler of the model works by default,
+with the weights as they are. Files above 12 MB, and all if they have more than 24 MB, are stored as
+float16. Prints one JSON object as its last line.
 """
 
 import json

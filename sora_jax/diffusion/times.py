@@ -137,13 +137,16 @@ def near_noise(
   time_RQ: Float[Array, "R Q"],
   shift_RQ: Float[Array, "R Q"],
   chosen_RQ: Bool[Array, "R Q"],
+  low: float | int = 0.0,
 ) -> Float[Array, "R Q"]:
-  """Times in which those of chosen slots are drawn anew, evenly from [NEAR, 1] before the shift.
+  """Times in which those of chosen slots are drawn anew, evenly from [NEAR, 1] before the shift, or
+  from [low, 1] where only times above `low` are trained and that is higher.
 
   There a sampler decides where things are, and only there has a network to work that out from what
   it is told: at lower noise it sees it in the noisy latents.
   """
-  early_RQ = shift(shift_RQ, 1.0 - (1.0 - NEAR) * jax.random.uniform(key, time_RQ.shape))
+  width = 1.0 - max(NEAR, low)
+  early_RQ = shift(shift_RQ, 1.0 - width * jax.random.uniform(key, time_RQ.shape))
   return jnp.where(chosen_RQ, early_RQ, time_RQ)
 
 

@@ -25,7 +25,7 @@ from sora_jax.ops import patchify
 from sora_jax.tasks import latents, sections
 from sora_jax.tasks.autoencoder import Autoencoder, factors, load_autoencoder, untrained
 from sora_jax.tasks.clips import ClipsConfig, open_sources
-from sora_jax.tasks.text_to_video import DiffusionConfig, TextToVideo
+from sora_jax.tasks.text_to_video import SAMPLED, DiffusionConfig, TextToVideo
 from sora_jax.tasks.typed import check_names, part, typed, without
 from sora_jax.tasks.vae import NoiseConfig, VaeTask
 from sora_jax.train.optimizer import OptimizerConfig
@@ -179,7 +179,7 @@ def text_to_video(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools
   """Checks the sections that text to video reads; returns its maker."""
   autoencoder = load_autoencoder(config["vae"]["weights"])
   parts = parts_of(config, autoencoder, sharding.host_share(mesh))
-  parts["low"] = networks_below(config, parts["init_from"])
+  parts["low"] = networks_below(config, parts["init_from"], parts["dit"].config)
   sections.fits(source, parts["pipeline"], autoencoder.network.config)
   check_mesh(config, mesh, TextToVideo(sources=None, **parts))
   data = part(config["data"], "encode_batch", "crop")
@@ -273,12 +273,13 @@ def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] =
   }
 
 
-def networks_below(config: Mapping, start: Path | None) -> dict | None:
+def networks_below(config: Mapping, start: Path | None, network: DiTConfig) -> dict | None:
   """The text encoder and the transformer beside which a network for times above diffusion.time_low
   works, and which it leaves as they are.
 
-  Warns if a leg of the first leaves a second behind.
-  Raises: ValueError if there are none, or the optimiser would move them.
+  Warns if a leg of the first leaves a second behind.  network: of the one to be trained.
+  Raises: ValueError if there are none, or they differ from this one, or the optimiser would move
+    them.
   """
   if (time_low := config["diffusion"]["time_low"]) == 0:
     if start is not None and (start / f"{store.HIGH}.safetensors").is_file():
@@ -298,6 +299,15 @@ def networks_below(config: Mapping, start: Path | None) -> dict | None:
       "the text encoder that a network for times above diffusion.time_low shares: set it to 0"
     )
   there = folder_lib.read(start)
+  first = there["dit"].config
+  wrong = [f"model.{key}" for key in folder_lib.differences(first["network"], network)]
+  own = {name: config["diffusion"][name] for name in SAMPLED}
+  wrong += [f"diffusion.{key}" for key in folder_lib.differences(first["diffusion"], own)]
+  if wrong:
+    raise ValueError(
+      f"config.diffusion.time_low is {time_low:g}, but config.{', config.'.join(wrong)} are not as "
+      f"in {start}, whose transformer goes on below that time: set them as there"
+    )
   return {name: there[name] for name in ("text", "dit")}
 
 

@@ -29,6 +29,8 @@ from sora_jax.weights import folder as folder_lib
 from sora_jax.weights import store
 from sora_jax.weights.folder import Network
 
+SAMPLED = ("prediction", "shift_reference", "shift_space", "shift_frames", "shift_high")
+"""Keys of config.diffusion that a sampler must know."""
 NO_LIMIT = 1e9
 """Seconds, of a data set without videos."""
 
@@ -172,7 +174,7 @@ class TextToVideo:
     told_RS = segments.count(told_RL, S) > 0
     told_RS &= jax.random.bernoulli(choice_key, share, told_RS.shape)
     chosen_RQ = packing.take_segments(told_RS, layout.slot_segment_RQ)
-    return times.near_noise(time_key, time_RQ, shift_RQ, chosen_RQ)
+    return times.near_noise(time_key, time_RQ, shift_RQ, chosen_RQ, self.diffusion.time_low)
 
   def prompts(self, batch, key) -> tuple[jax.Array, jax.Array]:
     """What the network is told of each token: known frames, and their canvas, which half the clips
@@ -228,10 +230,9 @@ class TextToVideo:
     c, p = self.diffusion, self.pipeline
     tokenizer = tokenizers.load(self.tokenizer_name)
     pieces = getattr(tokenizer, "model_bytes", None)
-    shifts = ("prediction", "shift_reference", "shift_space", "shift_frames", "shift_high")
     dit = {
       "network": self.dit.config,
-      "diffusion": {name: getattr(c, name) for name in shifts},
+      "diffusion": {name: getattr(c, name) for name in SAMPLED},
       "rows": {name: getattr(p, name) for name in ("row_len", "max_segments", "text_row_len")},
       "sampling": self.sampling,
       "prompts": p.prompts is not None,

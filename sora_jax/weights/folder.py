@@ -118,6 +118,31 @@ def check(path: str | os.PathLike) -> None:
       )
 
 
+def boundary(networks: Mapping[str, Network]) -> float | None:
+  """The time above which a model's second transformer denoises; None if it has one alone.
+
+  Raises: ValueError if the two do not read and mean the same.
+  """
+  if store.HIGH not in networks:
+    return None
+  first, second = networks["dit"], networks[store.HIGH]
+  store.check(second.tree, first.tree, f"{store.HIGH}, a model's second transformer,")
+  differ = differences(first.config["network"], second.config["network"])
+  if differ:
+    raise ValueError(
+      f"{store.HIGH}, a model's second transformer, differs from the first in {', '.join(differ)}; "
+      "train it with the config of the first"
+    )
+  return float(second.config["above"])
+
+
+def differences(first: Any, second: Any) -> list[str]:
+  """Keys in which the configs of two networks differ, but for those of how they are computed."""
+  first, second = plain(first), plain(second)
+  keys = (first.keys() | second.keys()) - {"scan_unroll", "remat", "dtype"}
+  return sorted(key for key in keys if first.get(key) != second.get(key))
+
+
 def find(name: str | os.PathLike) -> pathlib.Path:
   """The model folder that a user means: a shipped name, a model folder, or a work directory.
 

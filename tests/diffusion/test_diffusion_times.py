@@ -63,6 +63,8 @@ def test_a_network_for_high_noise_sees_the_same_times_squeezed_above_its_boundar
   whole, above = draw(), draw(low=0.4)
   np.testing.assert_allclose(above, 0.4 + 0.6 * whole, rtol=1e-6)
   assert float(whole.min()) < 0.4 < float(above.min())
+  near = lambda low: times.near_noise(key, whole, shift, valid, low)  # noqa: E731
+  assert 0.8 < float(near(0.4).min()) < 0.81 and 0.9 < float(near(0.9).min()) < 0.91
 
 
 def test_shift_is_a_group_that_keeps_the_ends():

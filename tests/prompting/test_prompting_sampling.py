@@ -113,8 +113,8 @@ def two_networks(boundary):
    ("uniform", 1.0, 0.0), ("uniform", 0.1, 1.0)],
 )  # fmt: skip
 def test_a_second_network_takes_the_way_down_to_its_boundary(grid, boundary, share):
-  """Its velocity is 3, the other's 1; a clip that starts at 0.4 never meets it above that, one that
-  starts at 0.8 meets it at 0.8 and 0.6. All three lie in one row."""
+  """Its velocity is 3, the first's 1. In one row with a whole way, for a boundary of 0.5: a clip
+  that starts at 0.4 never meets it, one that starts at 0.8 does at 0.8 and 0.6."""
   method = sampling.Method(solver="euler", steps=4, grid=grid)
   params = {"dit": 1.0, "dit_high": 3.0, "text": None}
   latent = np.zeros((2, 4, 6, Z), np.float32)

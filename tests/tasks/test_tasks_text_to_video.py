@@ -320,21 +320,37 @@ def test_a_network_for_high_noise_leaves_the_first_as_it_was(tmp_path, task, par
   jax.tree.map(np.testing.assert_array_equal, again.init(jax.random.key(0))["dit"], trained["dit"])
   assert sections.start_of(second, 0.0) == sections.start_of(first, 0.5) == "dit"
   assert sections.provenance_of(second, store.HIGH) == {"seed": 4}
-  whole = {"diffusion": {"time_low": 0.0}}
+  whole, network = {"diffusion": {"time_low": 0.0}}, task.dit.config
   with mock.patch.object(build.logging, "warning") as warned:
-    assert build.networks_below(whole, first) is None and not warned.called
-    assert build.networks_below(whole, second) is None and warned.called
+    assert build.networks_below(whole, first, network) is None and not warned.called
+    assert build.networks_below(whole, second, network) is None and warned.called
 
 
 @pytest.mark.parametrize(
   ("change", "what"),
-  [({}, "name the model that has the first"), ({"weight_decay": 0.1}, "weight_decay is 0.1")],
+  [
+    ({}, None),
+    ({"init_from": None}, "name the model that has the first"),
+    ({"weight_decay": 0.1}, "weight_decay is 0.1"),
+    ({"prediction": "v"}, "config.diffusion.prediction are not as in"),
+    ({"heads": 1}, "config.model.heads are not as in"),
+  ],
 )
-def test_a_network_for_high_noise_needs_one_that_stays(change, what, tmp_path):
-  config = {"diffusion": {"time_low": 0.5}, "optimizer": {"weight_decay": 0.0} | change}
+def test_a_network_for_high_noise_needs_one_like_it_that_stays(
+  change, what, tmp_path, task, params
+):
+  start = tmp_path / "model"
+  task.export(params, start, {})
+  diffusion = dataclasses.asdict(DiffusionConfig(time_low=0.5))
+  diffusion["prediction"] = change.get("prediction", "x")
+  config = {"diffusion": diffusion, "optimizer": {"weight_decay": change.get("weight_decay", 0.0)}}
+  network = dataclasses.replace(task.dit.config, heads=change.get("heads", 2), scan_unroll=2)
+  start = change.get("init_from", start)
+  if what is None:
+    assert build.networks_below(config, start, network).keys() == {"text", "dit"}
+    return
   with pytest.raises(ValueError, match=what):
-    build.networks_below(config, tmp_path if change else None)
-  assert build.networks_below(config | {"diffusion": {"time_low": 0.0}}, None) is None
+    build.networks_below(config, start, network)
 
 
 def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path, params):

@@ -201,6 +201,7 @@ def diffusion() -> ConfigDict:
   c.time_std = 1.0  # above 0
   c.time_uniform = 0.1  # share of times drawn uniformly, [0, 1]
   c.time_low = 0.0  # least time, before the shift; above 0: of a second network, [0, 1)
+  c.time_high = 1.0  # largest; below 1: of the first of two networks, (0, 1]
   c.shift_reference = 64.0  # tokens per latent frame that need no shift
   c.shift_space = 0.5  # exponent of tokens per latent frame
   c.shift_frames = 0.25  # exponent of latent frames

@@ -80,6 +80,7 @@ TASKS = (
   "again",
   "early",
   "onward",
+  "late",
 )
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
@@ -148,7 +149,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     shares = {"first": 0.06, "head": 0.18, "tail": 0.1, "ends": 0.03, "both": 0.08}
     d.prompts.update(shares | {"keyframes": 0.04, "random": 0.02, "boxes": 0.04})
     d.prompts.near_noise = 0.6  # where motion has to be worked out
-    (second_network if size in ("early", "onward") else last_legs)(c, size)
+    (of_two_networks if size in ("early", "onward", "late") else last_legs)(c, size)
   return base.smoke(c) if smoke else c
 
 
@@ -230,8 +231,9 @@ def last_legs(c: ConfigDict, size: str) -> None:
     c.optimizer.lr = 2e-3
 
 
-def second_network(c: ConfigDict, size: str) -> None:
-  """What the legs of the network for high noise, early and onward, change of tasks."""
+def of_two_networks(c: ConfigDict, size: str) -> None:
+  """What the legs of the network for high noise, early and onward, and that of the other one, late,
+  change of tasks."""
   d, w = c.data, c.data.world
   w.levels, w.styles = (1, 3), ("plain",) * 12 + ("outline", "hatched", "night")
   w.motions = ("constant",) * 10 + ("bounce", "gravity") * 8 + ("cut", "morph", "swing") * 3
@@ -246,4 +248,13 @@ def second_network(c: ConfigDict, size: str) -> None:
   if size == "onward":
     w.motions += ("cut",) * 4
     w.seed, d.prompts.head, d.prompts.near_noise = 67, 0.42, 0.75
+    c.optimizer.lr = 1e-3
+  if size == "late":
+    w.styles = ("plain",) * 6 + ("outline", "hatched", "night")
+    w.motions = ("constant",) * 10 + ("bounce", "gravity", "cut") * 4 + ("morph", "swing") * 3
+    w.image_fraction, w.seed = 0.1, 68
+    shares = {"head": 0.3, "tail": 0.15, "both": 0.1, "first": 0.04, "boxes": 0.05, "ends": 0.03}
+    d.prompts.update(shares | {"keyframes": 0.03, "random": 0.02, "near_noise": 0.0})
+    c.diffusion.time_low, c.diffusion.time_high = 0.0, 0.5
+    c.diffusion.time_mean, c.diffusion.time_std, c.diffusion.time_uniform = -1.5, 1.2, 0.2
     c.optimizer.lr = 1e-3

@@ -125,13 +125,17 @@ def test_legs_of_the_shipped_transformer_train_one_model_on_rows_that_fit(leg, t
   sections.fits(source, pipeline, vae_lib.SIZES["tiny"])
 
 
-@pytest.mark.parametrize("leg", ["early", "onward"])
-def test_the_second_networks_legs_go_on_from_the_shipped_model(leg):
+@pytest.mark.parametrize("leg", ["early", "onward", "late"])
+def test_legs_of_two_networks_go_on_from_the_shipped_model(leg):
   if "tiny" not in store.shipped():
     pytest.skip("no transformer is shipped")
   c = config_of("shipped", leg).to_dict()
   own = build.parts_of(c, autoencoder.load_autoencoder("tiny"))["dit"].config
-  assert build.networks_below(c, store.shipped()["tiny"], own).keys() == {"text", "dit"}
+  assert build.networks_beside(c, store.shipped()["tiny"], own).keys() == {
+    "text",
+    "dit",
+    store.HIGH,
+  }
 
 
 @pytest.mark.parametrize("size", ["tiny", "s"])

@@ -4,8 +4,8 @@
 .)) = shift(ab, .)
 (2) a_segment = clip((tokens per latent frame / reference)^space * (latent frames)^frames, 1, 7)
 (3) u_i = (rank_i + U) / N over the N valid slots of the whole batch, in a random order
-(4) time = low + (1 - low) sigmoid(mean + std ndtri(u)) for most slots, time = low + (1 - low) u for
-a `uniform` share of them
+(4) time = low + (high - low) sigmoid(mean + std ndtri(u)) for most slots, time = low + (high -
+low) u for a `uniform` share of them
 
 Sources: (1) and the square root in (2): Esser et al. 2024 (arXiv 2403.03206), section 5.3.2; the
 factor for length: Open-Sora 2.0 (arXiv 2503.09642), with exponent 1/2. (3) CogVideoX (arXiv
@@ -54,11 +54,12 @@ class TimeConfig:
   mean: float | int = 0.0
   std: float | int = 1.0
   uniform: float | int = 0.1  # share of slots drawn uniformly, in [0, 1]
-  low: float | int = 0.0  # all lie above it: the part of the way that is trained, in [0, 1)
+  low: float | int = 0.0  # the part of the way that is trained lies above it
+  high: float | int = 1.0  # and below this
 
   def __post_init__(self):
-    if not 0 <= self.low < 1:
-      raise ValueError(f"times need 0 <= low < 1; got low={self.low}")
+    if not 0 <= self.low < self.high <= 1:
+      raise ValueError(f"times need 0 <= low < high <= 1; got low={self.low}, high={self.high}")
     if not 0 <= self.uniform <= 1 or self.std <= 0:
       raise ValueError(
         f"times need 0 <= uniform <= 1 and std > 0; got uniform={self.uniform}, std={self.std}"
@@ -118,7 +119,7 @@ def quantile_times(u: Float[Array, "..."], config: TimeConfig) -> Float[Array, "
   rest = (u - part) / (1.0 - part) if part < 1 else u
   normal = jax.scipy.special.ndtri(jnp.clip(rest, EDGE, 1.0 - EDGE))
   time = jnp.where(u < part, flat, jax.nn.sigmoid(config.mean + config.std * normal))
-  return config.low + (1.0 - config.low) * time
+  return config.low + (config.high - config.low) * time
 
 
 def training_times(

@@ -179,7 +179,7 @@ def text_to_video(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools
   """Checks the sections that text to video reads; returns its maker."""
   autoencoder = load_autoencoder(config["vae"]["weights"])
   parts = parts_of(config, autoencoder, sharding.host_share(mesh))
-  parts["low"] = networks_below(config, parts["init_from"], parts["dit"].config)
+  parts["beside"] = networks_beside(config, parts["init_from"], parts["dit"].config)
   sections.fits(source, parts["pipeline"], autoencoder.network.config)
   check_mesh(config, mesh, TextToVideo(sources=None, **parts))
   data = part(config["data"], "encode_batch", "crop")
@@ -273,30 +273,34 @@ def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] =
   }
 
 
-def networks_below(config: Mapping, start: Path | None, network: DiTConfig) -> dict | None:
-  """The text encoder and the transformer beside which a network for times above diffusion.time_low
-  works, and which it leaves as they are.
+def networks_beside(config: Mapping, start: Path | None, network: DiTConfig) -> dict | None:
+  """The networks of the model that a network for a part of the way belongs to: its times lie above
+  diffusion.time_low, or below diffusion.time_high. None if it is trained for all of the way.
 
-  Warns if a leg of the first leaves a second behind.  network: of the one to be trained.
-  Raises: ValueError if there are none, or they differ from this one, or the optimiser would move
-    them.
+  Warns if that leaves the second network of a model behind.  network: of the one to be trained.
+  Raises: ValueError if there is no model, or its transformers are of another kind, or nothing in it
+    is for the rest of the way, or the optimiser would move the text encoder that they share.
   """
-  if (time_low := config["diffusion"]["time_low"]) == 0:
+  low, high = (config["diffusion"][key] for key in ("time_low", "time_high"))
+  if low == 0 and high == 1:
     if start is not None and (start / f"{store.HIGH}.safetensors").is_file():
       logging.warning(
         "%s has a second network, for high noise: it is not taken along, and samples of this leg "
         "are made without it", start,
       )  # fmt: skip
     return None
+  asked = (
+    f"config.diffusion.time_low is {low:g}" if low else f"config.diffusion.time_high is {high:g}"
+  )
   if start is None:
     raise ValueError(
-      f"config.diffusion.time_low is {time_low:g}, which trains a second network, for times above "
-      "it: name the model that has the first as config.train.init_from, or set time_low=0"
+      f"{asked}, which trains a network for a part of the way: name the model that has one for the "
+      "rest as config.train.init_from, or set time_low=0 and time_high=1"
     )
   if config["optimizer"]["weight_decay"]:
     raise ValueError(
       f"config.optimizer.weight_decay is {config['optimizer']['weight_decay']:g}, which would move "
-      "the text encoder that a network for times above diffusion.time_low shares: set it to 0"
+      f"the text encoder that both networks share, but {asked}: set weight_decay to 0"
     )
   there = folder_lib.read(start)
   first = there["dit"].config
@@ -305,10 +309,22 @@ def networks_below(config: Mapping, start: Path | None, network: DiTConfig) -> d
   wrong += [f"diffusion.{key}" for key in folder_lib.differences(first["diffusion"], own)]
   if wrong:
     raise ValueError(
-      f"config.diffusion.time_low is {time_low:g}, but config.{', config.'.join(wrong)} are not as "
-      f"in {start}, whose transformer goes on below that time: set them as there"
+      f"{asked}, but config.{', config.'.join(wrong)} are not as in {start}, whose other "
+      "transformer is for the rest of the way: set them as there"
     )
-  return {name: there[name] for name in ("text", "dit")}
+  above = folder_lib.boundary(there)
+  if low == 0 and (above is None or above > high):
+    has = "has one network for all times" if above is None else f"has its second above {above:g}"
+    raise ValueError(
+      f"{asked}, but {start} {has}: train a second one with time_low first, or set time_high to at "
+      "least the time that it begins at"
+    )
+  if low == 0 and config["data"]["prompts"]["near_noise"]:
+    raise ValueError(
+      f"config.data.prompts.near_noise is {config['data']['prompts']['near_noise']:g}, which draws "
+      f"times near pure noise, but {asked}: set near_noise to 0"
+    )
+  return {name: there[name] for name in there if name != "vae"}
 
 
 def make_text_to_video(

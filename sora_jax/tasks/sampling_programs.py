@@ -32,11 +32,12 @@ def sample(config: Mapping, mesh: Mesh, size: Size, frames: int) -> Program:
   """
   if config["task"] != "text_to_video":
     raise ValueError("only a text_to_video config has something to sample; plan its vae_decode")
-  if low := config["diffusion"]["time_low"]:
-    raise ValueError(
-      f"config.diffusion.time_low is {low:g}: two networks are sampled then, of which a step needs "
-      "one; plan with time_low=0, and add the bytes of one network"
-    )
+  for name, whole in (("time_low", 0.0), ("time_high", 1.0)):
+    if (got := config["diffusion"][name]) != whole:
+      raise ValueError(
+        f"config.diffusion.{name} is {got:g}: two networks are sampled then, of which a step needs "
+        f"one; plan with {name}={whole:g}, and add the bytes of one network"
+      )
   task = build.sketch(config, mesh, trains=False)
   e, dit = config["evaluation"], task.dit.config
   v = build.sketched_autoencoder(config)

@@ -47,6 +47,7 @@ class DiffusionConfig:
   time_std: float = 1.0
   time_uniform: float = 0.1
   time_low: float = 0.0
+  time_high: float = 1.0
   shift_reference: float = 64.0
   shift_space: float = 0.5
   shift_frames: float = 0.25
@@ -60,11 +61,23 @@ class DiffusionConfig:
       raise ValueError(f"gamma is {self.gamma}; it must be in [0, 1]")
     if not 0 < self.loss_floor <= 1:
       raise ValueError(f"loss_floor is {self.loss_floor}; it must be above 0 and at most 1")
+    if self.time_low > 0 and self.time_high < 1:
+      raise ValueError(
+        f"time_low is {self.time_low} and time_high {self.time_high}: each leaves a part of the "
+        "way to another network, and a model has two; set time_low=0 or time_high=1"
+      )
     self.time_config, self.shift_config  # noqa: B018 (they check themselves)
 
   @property
+  def is_part(self) -> bool:
+    """Whether the rest of the way is left to another network, which reads text as this one."""
+    return self.time_low > 0 or self.time_high < 1
+
+  @property
   def time_config(self) -> times.TimeConfig:
-    return times.TimeConfig(self.time_mean, self.time_std, self.time_uniform, self.time_low)
+    return times.TimeConfig(
+      self.time_mean, self.time_std, self.time_uniform, self.time_low, self.time_high
+    )
 
   @property
   def shift_config(self) -> times.ShiftConfig:
@@ -81,8 +94,8 @@ class TextToVideo:
   kept for export.  frames_per_latent: f_t.  tokenizer_name: as in the config.
   sampling: what a sampler should use by default.  heldout_batches: of the held-out loss.
   init_from: a model folder or None.  start: the network of it that this one starts from.
-  low: with diffusion.time_low above 0, the text encoder and the transformer for the times below it,
-  kept for export.
+  beside: where a part of the way alone is trained, the networks of init_from, of which the export
+  changes that one.
   grow: parameters that init_from lacks start at random instead of being an error.
   context_method: see `sharding.attentions`.  mesh: where it runs; None = one device.
   """
@@ -99,7 +112,7 @@ class TextToVideo:
   heldout_batches: int = 8
   init_from: Path | None = None
   start: str = "dit"
-  low: dict[str, Network] | None = None
+  beside: dict[str, Network] | None = None
   grow: bool = False
   context_method: str = "auto"
   mesh: Mesh | None = None
@@ -121,6 +134,9 @@ class TextToVideo:
 
   def axes(self):
     return networks.axes(self.dit, self.text)
+
+  def fixed(self):
+    return ("text",) if self.diffusion.is_part else ()
 
   def on(self, mesh):
     near, far = sharding.attentions(mesh, self.dit.config.heads, self.context_method)
@@ -152,7 +168,7 @@ class TextToVideo:
     known_RLX, canvas_RLP = self.prompts(batch, prompt_key)
     tokens = patchify.join_cells(noisy_RLP, known_RLX, canvas_RLP, self.dit.config.patch)
     text_params = params["text"]
-    if c.time_low > 0:  # it reads the text as the network for the times below does
+    if c.is_part:  # it reads the text as the network for the rest of the way does
       text_params = jax.lax.stop_gradient(text_params)
     text_RMU = self.text.apply({"params": text_params}, batch["text"], batch["text_segment"])
     out_RLP = self.dit.apply({"params": params["dit"]}, tokens, time_RQ, layout, text_RMU)
@@ -245,9 +261,10 @@ class TextToVideo:
     made = {
       "vae": self.vae, "text": Network(params["text"], text), "dit": Network(params["dit"], dit)
     }  # fmt: skip
-    if self.low is not None:
+    if self.beside is not None:
       high = {"network": self.dit.config, "above": c.time_low}
-      made |= self.low | {store.HIGH: Network(params["dit"], high)}
+      name, config = (store.HIGH, high) if c.time_low > 0 else ("dit", self.beside["dit"].config)
+      made |= self.beside | {name: Network(params["dit"], config)}
     folder_lib.write(folder, made, pieces, provenance)
     return {}
 

@@ -80,6 +80,9 @@ class VaeTask:
     del mesh
     return self
 
+  def fixed(self):
+    return ()
+
   def batch_axes(self):
     return {"video": vae_lib.AXES}
 

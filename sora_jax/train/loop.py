@@ -174,7 +174,9 @@ class _Runner:
     self._saved = self.step if self.step else -1
     self._skipped = int(optimizer_lib.skipped(self.state.opt_state))
     self._units = optimizer_lib.unit_names(self.state.params, axes)
-    self._moved, self._named = np.zeros(len(self._units), bool), []
+    fixed = tuple(f"{name}/" for name in self.task.fixed())
+    self._fixed = np.array([unit.startswith(fixed) for unit in self._units], bool)
+    self._moved, self._named = self._fixed.copy(), []
 
   def _create(self) -> TrainState:
     """The state before the first step; traceable."""
@@ -301,7 +303,7 @@ class _Runner:
     """Number of parameters (or layers of them) that no step since the last line has changed; says
     which, unless training has just begun: what follows a gate that starts at zero waits for it."""
     names = [name for name, moved in zip(self._units, self._moved) if not moved]
-    self._moved[:] = False
+    self._moved[:] = self._fixed
     if names and names != self._named and done > WAKING:
       logging.warning(
         "step %d: %d parameters are not learning: %s", done, len(names), ", ".join(names[:8])

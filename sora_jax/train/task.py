@@ -74,6 +74,10 @@ class Task(Protocol):
     None if the network does not name them."""
     ...
 
+  def fixed(self) -> tuple[str, ...]:
+    """Returns the names of those parts of the parameters that are not meant to learn."""
+    ...
+
   def on(self, mesh: Mesh) -> "Task":
     """Returns the same task for devices that form this mesh, see `sharding.py`."""
     ...

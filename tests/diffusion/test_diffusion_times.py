@@ -57,12 +57,14 @@ def test_training_times_come_from_key_and_layout_alone(key):
   assert (np.asarray(draw(key)) != np.asarray(draw(jax.random.key(1))))[np.asarray(valid)].all()
 
 
-def test_a_network_for_high_noise_sees_the_same_times_squeezed_above_its_boundary(key):
+def test_a_network_for_a_part_of_the_way_sees_the_same_times_squeezed_into_it(key):
   valid, shift = jnp.ones((64, 4), bool), jnp.ones((64, 4))
   draw = lambda **low: times.training_times(key, valid, shift, times.TimeConfig(std=2.0, **low))  # noqa: E731
   whole, above = draw(), draw(low=0.4)
   np.testing.assert_allclose(above, 0.4 + 0.6 * whole, rtol=1e-6)
   assert float(whole.min()) < 0.4 < float(above.min())
+  below = draw(high=0.4)
+  np.testing.assert_allclose(below, 0.4 * whole, rtol=1e-6)
   near = lambda low: times.near_noise(key, whole, shift, valid, low)  # noqa: E731
   assert 0.8 < float(near(0.4).min()) < 0.81 and 0.9 < float(near(0.9).min()) < 0.91
 

@@ -296,61 +296,121 @@ def test_a_leg_can_start_from_weights_that_lack_a_part(tmp_path, task, params):
   jax.tree.map(np.testing.assert_array_equal, params, got)
 
 
-def test_a_network_for_high_noise_leaves_the_first_as_it_was(tmp_path, task, params):
-  first, second = tmp_path / "first", tmp_path / "second"
+def leg_of(part, start, trained, workdir):
+  """Two steps of a leg for a part of the way: its parameters, and the folder that it exports."""
+  own = part | {"prediction": "x"}
+  config = rest_of_config(DiffusionConfig(**own))
+  beside = build.networks_beside(config, start, trained.dit.config)
+  leg = make(
+    diffusion=DiffusionConfig(**own), init_from=start, beside=beside,
+    start=sections.start_of(start, own.get("time_low", 0.0)),
+  )  # fmt: skip
+  fast = OptimizerConfig(name="muon", lr=3e-3, warmup_steps=1, ema_decay=0.0)
+  out = loop.run(leg, loop.LoopConfig(steps=2, save_every=2), fast, workdir / "run")
+  params = jax.device_get(out.state.params)
+  leg.export(params, workdir / "model", {"seed": workdir.name})
+  return params, workdir / "model"
+
+
+def rest_of_config(diffusion, weight_decay=0.0, near_noise=0.0):
+  """Those sections of a config that tell which networks stay."""
+  return {
+    "diffusion": dataclasses.asdict(diffusion), "optimizer": {"weight_decay": weight_decay},
+    "data": {"prompts": {"near_noise": near_noise}},
+  }  # fmt: skip
+
+
+def moved(first, second):
+  """The largest change of a parameter between two networks."""
+  differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.tree, second.tree)
+  return max(jax.tree.leaves(differences))
+
+
+def test_a_network_for_a_part_of_the_way_leaves_the_others_as_they_were(tmp_path, task, params):
+  first = tmp_path / "first"
   params = jax.device_get(with_head(params))  # or no gradient would reach the text encoder
   task.export(params, first, {"seed": 3})
-  low = {name: folder.read(first)[name] for name in ("text", "dit")}
-  high = DiffusionConfig(time_low=0.5)
-  leg = make(diffusion=high, init_from=first, low=low)
-  config = loop.LoopConfig(steps=2, save_every=2)
-  fast = OptimizerConfig(name="muon", lr=3e-3, warmup_steps=1, ema_decay=0.0)
-  trained = jax.device_get(loop.run(leg, config, fast, tmp_path / "run").state.params)
+  trained, second = leg_of({"time_low": 0.5}, first, task, tmp_path / "high")
   jax.tree.map(np.testing.assert_array_equal, trained["text"], params["text"])
-  leg.export(trained, second, {"seed": 4})
   found, before = folder.read(second), folder.read(first)
-  for name in ("vae", "text", "dit"):
-    jax.tree.map(np.testing.assert_array_equal, found[name].tree, before[name].tree)
+  assert all(moved(found[name], before[name]) == 0 for name in ("vae", "text", "dit"))
   jax.tree.map(np.testing.assert_array_equal, found[store.HIGH].tree, trained["dit"])
-  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), found[store.HIGH].tree, before["dit"].tree)
-  assert max(jax.tree.leaves(moved)) > 0
-  assert found[store.HIGH].config["above"] == 0.5
-  assert found["dit"].story == {"seed": 3} and found[store.HIGH].story == {"seed": 4}
-  again = make(diffusion=high, init_from=second, low=low, start=sections.start_of(second, 0.5))
+  assert moved(found[store.HIGH], before["dit"]) > 0 and found[store.HIGH].config["above"] == 0.5
+  assert found["dit"].story == {"seed": 3} and found[store.HIGH].story == {"seed": "high"}
+  again = make(init_from=second, start=sections.start_of(second, 0.5))
   jax.tree.map(np.testing.assert_array_equal, again.init(jax.random.key(0))["dit"], trained["dit"])
   assert sections.start_of(second, 0.0) == sections.start_of(first, 0.5) == "dit"
-  assert sections.provenance_of(second, store.HIGH) == {"seed": 4}
-  whole, network = {"diffusion": {"time_low": 0.0}}, task.dit.config
+  assert sections.provenance_of(second, store.HIGH) == {"seed": "high"}
+  trained, third = leg_of({"time_high": 0.5, "time_mean": -1.0}, second, task, tmp_path / "low")
+  last = folder.read(third)
+  assert all(moved(last[name], found[name]) == 0 for name in ("vae", "text", store.HIGH))
+  jax.tree.map(np.testing.assert_array_equal, last["dit"].tree, trained["dit"])
+  assert moved(last["dit"], found["dit"]) > 0 and last["dit"].story == {"seed": "low"}
+  assert {name: network.config for name, network in last.items()} == {
+    name: network.config for name, network in found.items()
+  }
+  whole = rest_of_config(DiffusionConfig())
   with mock.patch.object(build.logging, "warning") as warned:
-    assert build.networks_below(whole, first, network) is None and not warned.called
-    assert build.networks_below(whole, second, network) is None and warned.called
+    assert build.networks_beside(whole, first, task.dit.config) is None and not warned.called
+    assert build.networks_beside(whole, second, task.dit.config) is None and warned.called
 
 
 @pytest.mark.parametrize(
   ("change", "what"),
   [
     ({}, None),
-    ({"init_from": None}, "name the model that has the first"),
+    ({"start": None}, "name the model that has one for the rest"),
     ({"weight_decay": 0.1}, "weight_decay is 0.1"),
     ({"prediction": "v"}, "config.diffusion.prediction are not as in"),
     ({"heads": 1}, "config.model.heads are not as in"),
   ],
 )
-def test_a_network_for_high_noise_needs_one_like_it_that_stays(
-  change, what, tmp_path, task, params
+@pytest.mark.parametrize("part", [{"time_low": 0.5}, {"time_high": 0.5}])
+def test_a_network_for_a_part_of_the_way_needs_one_like_it_that_stays(
+  part, change, what, tmp_path, task, params
 ):
-  start = tmp_path / "model"
-  task.export(params, start, {})
-  diffusion = dataclasses.asdict(DiffusionConfig(time_low=0.5))
-  diffusion["prediction"] = change.get("prediction", "x")
-  config = {"diffusion": diffusion, "optimizer": {"weight_decay": change.get("weight_decay", 0.0)}}
+  start = second_at(0.5, tmp_path, task, params)
+  diffusion = DiffusionConfig(prediction=change.get("prediction", "x"), **part)
+  config = rest_of_config(diffusion, change.get("weight_decay", 0.0))
   network = dataclasses.replace(task.dit.config, heads=change.get("heads", 2), scan_unroll=2)
-  start = change.get("init_from", start)
+  start = change.get("start", start)
   if what is None:
-    assert build.networks_below(config, start, network).keys() == {"text", "dit"}
+    found = build.networks_beside(config, start, network)
+    assert found.keys() == {"text", "dit", store.HIGH}
     return
   with pytest.raises(ValueError, match=what):
-    build.networks_below(config, start, network)
+    build.networks_beside(config, start, network)
+
+
+def second_at(above, folder_of, task, params):
+  """A model whose second network begins at a time; None = it has one network."""
+  task.export(params, folder_of / "model", {})
+  if above is not None:
+    found = folder.read(folder_of / "model")
+    second = folder.Network(found["dit"].tree, found["dit"].config | {"above": above})
+    folder.write(folder_of / "model", found | {store.HIGH: second}, None, {})
+  return folder_of / "model"
+
+
+@pytest.mark.parametrize(
+  ("above", "near_noise", "what"),
+  [
+    (None, 0.0, "time_high is 0.4, but .*model has one network for all times"),
+    (0.5, 0.0, "time_high is 0.4, but .*model has its second above 0.5"),
+    (0.4, 0.3, "near_noise is 0.3, which draws times near pure noise, but .*time_high is 0.4"),
+    (0.3, 0.0, None),
+  ],
+)
+def test_a_network_for_low_noise_needs_one_for_the_rest(
+  above, near_noise, what, tmp_path, task, params
+):
+  start = second_at(above, tmp_path, task, params)
+  config = rest_of_config(DiffusionConfig(time_high=0.4), near_noise=near_noise)
+  if what is None:
+    assert store.HIGH in build.networks_beside(config, start, task.dit.config)
+    return
+  with pytest.raises(ValueError, match=what):
+    build.networks_beside(config, start, task.dit.config)
 
 
 def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path, params):
@@ -365,7 +425,15 @@ def test_export_tells_the_sampler_the_whole_shift_of_training(tmp_path, params):
 
 
 @pytest.mark.parametrize(
-  "change", [{"prediction": "z"}, {"gamma": 2.0}, {"time_std": 0.0}, {"loss_floor": 0.0}]
+  "change",
+  [
+    {"prediction": "z"},
+    {"gamma": 2.0},
+    {"time_std": 0.0},
+    {"loss_floor": 0.0},
+    {"time_high": 0.0},
+    {"time_high": 0.4, "time_low": 0.4},
+  ],  # fmt: skip
 )
 def test_impossible_values_are_refused(change):
   with pytest.raises(ValueError, match=next(iter(change)).split("_")[-1]):

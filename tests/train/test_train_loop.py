@@ -159,7 +159,12 @@ def test_parameters_that_do_not_learn_are_named(tmp_path, caplog):
   ] * 4
   assert caplog.text.count("1 parameters are not learning: layer/bias") == 1
   loop.run(Toy(), config(log_every=2), ADAM, tmp_path / "b")
-  assert all(x["still"] == 0 for x in metrics.read(tmp_path / "b" / "metrics.jsonl") if "loss" in x)
+  meant = Frozen(unlearning=("layer",))
+  loop.run(meant, config(steps=40, log_every=10, save_every=100), ADAM, tmp_path / "c")
+  assert caplog.text.count("not learning") == 1
+  for name in "bc":
+    lines = metrics.read(tmp_path / name / "metrics.jsonl")
+    assert all(x["still"] == 0 for x in lines if "loss" in x)
 
 
 def test_a_step_moves_nothing_between_host_and_device_but_what_it_says(tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ class Toy:
   rows: int = 8
   bad: int | None = None
   name: str = "toy"
+  unlearning: tuple[str, ...] = ()
 
   def init(self, key):
     kernel = jax.random.normal(key, (4, 3))
@@ -51,6 +52,9 @@ class Toy:
 
   def on(self, mesh):
     return self
+
+  def fixed(self):
+    return self.unlearning
 
   def batch_axes(self):
     return {}

@@ -37,6 +37,11 @@ and a second network for high noise, from these (a quarter runs/dit11, see exper
   python -m sora_jax.main --config=configs/shipped.py:early --workdir=runs/dit16 \
     --config.train.minutes=28 --config.train.init_from=runs/dit15 --config.data.world.seed=66 \
     --config.optimizer.lr=1e-3 --config.data.prompts.near_noise=0.75
+  python -m sora_jax.main --config=configs/shipped.py:onward --workdir=runs/dit17 \
+    --config.train.minutes=58 --config.train.init_from=runs/dit16
+  python -m sora_jax.main --config=configs/shipped.py:late --workdir=runs/dit18 \
+    --config.train.minutes=50 --config.train.init_from=runs/dit16
+  python experiments/shipped/pair.py --low=runs/dit18 --high=runs/dit17 --above=0.2 --to=runs/tiny
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
@@ -53,11 +58,12 @@ ends, and what bounces, falls or swings. usual: all kinds again, at 0.6 to 1 of 
 bounces: as speed, of what bounces and falls. walls: the same with constant motion, morphs and cuts
 at all sizes, 96x64 among them, a fifth of it from text alone. again: all kinds, at all times.
 early: a second network, for times above 0.5; it starts from walls and reads text as the first.
-onward: the same with more cuts, nearer to pure noise, at half the rate; nothing shipped has seen it
-yet, nor again. The first network that is shipped has seen none of these five, but plain, aspects in
-five starts with a changing recipe, large for an hour, prompted three times, tasks twice, and each
-of the others once, 13 hours in all, as its provenance tells; what it came to is in
-experiments/shipped, why aspects changed in experiments/latents.
+onward: the same with more cuts, nearer to pure noise, at half the rate. late: all kinds, for the
+first network, at times below 0.5, most of them below 0.1. again is not in what is shipped, and none
+from bounces to onward in its first network, which has seen plain, aspects in five starts with a
+changing recipe, large for an hour, prompted three times, tasks twice, and each of the others once,
+14 hours in all, as its provenance tells; what it came to is in experiments/shipped, why aspects
+changed in experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 

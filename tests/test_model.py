@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
 from sora_jax.ops.patchify import cell_channels
-from sora_jax.prompting import tasks, timeline
+from sora_jax.prompting import tasks, timeline, verbs
 from sora_jax.tasks import sections
 from sora_jax.weights import folder, store
 from sora_jax.weights.folder import Network
@@ -328,8 +329,14 @@ def test_an_edit_of_strength_0_is_the_autoencoder_s_reconstruction(model):
 
 
 def test_sizes_are_the_input_s_own_or_what_a_row_holds(model):
-  assert model.animate(clip(1, 14, 9), PROMPT, frames=3).shape == (3, 9, 14, 3)
-  large = model.animate(clip(1, 640, 320), PROMPT, frames=3)
+  with mock.patch.object(verbs.logging, "warning") as warned:
+    assert model.animate(clip(1, 14, 9), PROMPT, frames=3).shape == (3, 9, 14, 3)
+    assert not warned.called
+    large = model.animate(clip(1, 640, 320), PROMPT, frames=3)
+  line, *values = warned.call_args.args
+  assert (line % tuple(values)).startswith(
+    f"made at {large.shape[2]}x{large.shape[1]}, because 3 frames of the input's 640x320"
+  )
   assert large.shape[1] * large.shape[2] <= 96 // 2 * 16 and large.shape[2] == 2 * large.shape[1]
   assert model.animate(clip(1, 640, 320), PROMPT, size=(12, 12), frames=1).shape == (1, 12, 12, 3)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from sora_jax.data import transforms
 from sora_jax.data.transforms import Size
@@ -158,7 +159,8 @@ class Verbs:
     return float(self.defaults["fps"] if fps is None else fps)
 
   def _size(self, video: np.ndarray, frames: int, size: Size | None) -> Size:
-    """The size asked for, or the input's own, made smaller if it exceeds a row of training."""
+    """The size asked for, or the input's own, made smaller if it exceeds a row of training; says
+    so."""
     if size is not None:
       return size
     H, W = as_video(video).shape[1:3]
@@ -169,7 +171,12 @@ class Verbs:
     tokens = max(1, self.sampler.row_len // -(-latents // self.patch.t))
     if -(-H // cell) * -(-W // cell) <= tokens:
       return W, H
-    return transforms.fit_size(W, H, tokens * cell * cell, cell)
+    fitting = transforms.fit_size(W, H, tokens * cell * cell, cell)
+    logging.warning(
+      "made at %dx%d, because %d frames of the input's %dx%d are more than a row of training holds;"
+      " name a size to have it nevertheless", *fitting, frames, W, H,
+    )  # fmt: skip
+    return fitting
 
 
 def as_video(video: np.ndarray) -> np.ndarray:

@@ -102,9 +102,8 @@ def prepare(
   shared_IJ = shared_blocks(segment_1L, segment_1M, block_l, block_m)[0]
 
   def tables(dkv: bool) -> mask_info.MaskInfo:
-    next_IJ = nearest_before(shared_IJ, 0 if dkv else 1)
-    mask_1IJ = shared_IJ[None].astype(jnp.int32)
-    return mask_info.MaskInfo(next_IJ[None], None, mask_1IJ, None, None, True)
+    next_1IJ = narrow(nearest_before(shared_IJ, 0 if dkv else 1))[None]
+    return mask_info.MaskInfo(next_1IJ, None, shared_IJ[None].astype(jnp.int8), None, None, True)
 
   nowhere = jnp.where(segment_1M[0] == PAD_SEGMENT, -1, segment_1M[0])  # padding answers nobody
   return heads, kernel.SegmentIds(segment_1L[0], nowhere), blocks, tables
@@ -124,6 +123,12 @@ def padded(x_LX: Array, block: int, value: float) -> Array:
   """Padded to whole blocks."""
   edges = ((0, -x_LX.shape[0] % block), *((0, 0),) * (x_LX.ndim - 1))
   return jnp.pad(x_LX, edges, constant_values=value)
+
+
+def narrow(index_IJ: Array) -> Array:
+  """Indices of blocks in as few bits as hold them: tables lie in a TPU's 1 MiB of scalar memory,
+  which two of 32 bits exceed from rows of 180,000 tokens on."""
+  return index_IJ.astype(jnp.int8 if max(index_IJ.shape) <= 128 else jnp.int16)
 
 
 def nearest_before(shared_IJ: Array, axis: int) -> Array:

@@ -55,7 +55,7 @@ def kernel_flops(costs: Costs, near: float, far: float) -> Kernels:
     kind = next((k for k in KERNEL_PRODUCTS if name.startswith(k)), None)
     if kind is None:
       raise ValueError(f"no formula for the kernel {name!r}: {', '.join(map(str, shapes))}")
-    q, k = [s for s in shapes if s.dtype != "s32" and len(s.dims) == 3][:2]
+    q, k = [s for s in shapes if not s.dtype.startswith("s") and len(s.dims) == 3][:2]
     heads, queries, size = q.dims
     share = near if queries == k.dims[1] else far
     flops = 2.0 * KERNEL_PRODUCTS[kind] * heads * queries * k.dims[1] * size * share * times

@@ -213,3 +213,11 @@ def test_a_policy_can_keep_what_the_forward_kernel_gave(kept, key, capsys):
   jax.ad_checkpoint.print_saved_residuals(layer, *qkv)
   saved = [line for line in capsys.readouterr().out.splitlines() if "from the argument" not in line]
   assert ("named 'attention'" in "\n".join(saved)) == kept
+
+
+@pytest.mark.parametrize(("blocks", "bits"), [(128, 8), (129, 16), (384, 16)])
+def test_tables_of_blocks_take_as_few_bits_as_hold_their_indices(blocks, bits):
+  index_IJ = jnp.tile(jnp.arange(blocks, dtype=jnp.int32)[None], (2, 1))
+  table_IJ = splash.narrow(index_IJ)
+  assert table_IJ.dtype.itemsize * 8 == bits
+  np.testing.assert_array_equal(np.asarray(table_IJ, np.int32), index_IJ)

@@ -44,10 +44,11 @@ def test_the_bound_is_the_largest_of_three():
 def test_kernels_cost_what_their_blocks_do():
   shape = lambda *dims: Shape("bf16", dims)  # noqa: E731
   table, q, k, words = Shape("s32", (1, 8, 8)), shape(2, 64, 16), shape(2, 64, 16), shape(2, 32, 16)
+  mask = Shape("s8", (1, 8, 8))
   kernels = collections.Counter({
     ("splash_mha_fwd_segmented_residuals", (table, table, q, k, k), False): 3,
     ("splash_mha_fwd_segmented_residuals", (table, table, q, k, k), True): 3,
-    ("splash_mha_dq_segmented_no_residuals", (table, table, q, words, words), False): 1,
+    ("splash_mha_dq_segmented_no_residuals", (mask, table, q, words, words), False): 1,
   })  # fmt: skip
   done, again = cost.kernel_flops(Costs(kernels=kernels), near=0.25, far=0.5)
   forward = 2 * 2 * 2 * 64 * 64 * 16 * 3 * 0.25

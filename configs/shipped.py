@@ -59,7 +59,7 @@ bounces: as speed, of what bounces and falls. walls: the same with constant moti
 at all sizes, 96x64 among them, a fifth of it from text alone. again: all kinds, at all times.
 early: a second network, for times above 0.5; it starts from walls and reads text as the first.
 onward: the same with more cuts, nearer to pure noise, at half the rate. late: all kinds, for the
-first network, at times below 0.5, most of them below 0.1. again is not in what is shipped, and none
+first network, at times below 0.5, half of them below 0.1. again is not in what is shipped, and none
 from bounces to onward in its first network, which has seen plain, aspects in five starts with a
 changing recipe, large for an hour, prompted three times, tasks twice, and each of the others once,
 14 hours in all, as its provenance tells; what it came to is in experiments/shipped, why aspects

@@ -127,7 +127,7 @@ def padded(x_LX: Array, block: int, value: float) -> Array:
 
 def narrow(index_IJ: Array) -> Array:
   """Indices of blocks in as few bits as hold them: tables lie in a TPU's 1 MiB of scalar memory,
-  which two of 32 bits exceed from rows of 180,000 tokens on."""
+  which two of 32 bits exceeded in rows of 196,608 tokens."""
   return index_IJ.astype(jnp.int8 if max(index_IJ.shape) <= 128 else jnp.int16)
 
 

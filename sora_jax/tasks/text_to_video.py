@@ -262,8 +262,11 @@ class TextToVideo:
       "vae": self.vae, "text": Network(params["text"], text), "dit": Network(params["dit"], dit)
     }  # fmt: skip
     if self.beside is not None:
-      high = {"network": self.dit.config, "above": c.time_low}
-      name, config = (store.HIGH, high) if c.time_low > 0 else ("dit", self.beside["dit"].config)
+      name, config = "dit", self.beside["dit"].config
+      if c.time_low > 0:  # a second network that goes on keeps the time that it begins at
+        above = folder_lib.boundary(self.beside)
+        name = store.HIGH
+        config = {"network": self.dit.config, "above": c.time_low if above is None else above}
       made |= self.beside | {name: Network(params["dit"], config)}
     folder_lib.write(folder, made, pieces, provenance)
     return {}

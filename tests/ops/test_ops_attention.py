@@ -221,3 +221,14 @@ def test_tables_of_blocks_take_as_few_bits_as_hold_their_indices(blocks, bits):
   table_IJ = splash.narrow(index_IJ)
   assert table_IJ.dtype.itemsize * 8 == bits
   np.testing.assert_array_equal(np.asarray(table_IJ, np.int32), index_IJ)
+
+
+def test_tables_of_a_window_of_1080p_fit_into_scalar_memory():
+  def tables(x_LAK, segment_L):
+    info = splash.prepare(x_LAK, x_LAK, x_LAK, segment_L, segment_L)[-1](False)
+    return info.data_next, info.block_mask
+
+  L = 196_608
+  shapes = jax.ShapeDtypeStruct((L, 4, 128), jnp.bfloat16), jax.ShapeDtypeStruct((L,), jnp.int32)
+  tables = jax.eval_shape(tables, *shapes)
+  assert sum(table.size * table.dtype.itemsize for table in tables) < 2**19

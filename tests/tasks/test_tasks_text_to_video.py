@@ -349,6 +349,8 @@ def test_a_network_for_a_part_of_the_way_leaves_the_others_as_they_were(tmp_path
   assert {name: network.config for name, network in last.items()} == {
     name: network.config for name, network in found.items()
   }
+  _, fourth = leg_of({"time_low": 0.7}, third, task, tmp_path / "on")
+  assert folder.boundary(folder.read(fourth)) == 0.5
   whole = rest_of_config(DiffusionConfig())
   with mock.patch.object(build.logging, "warning") as warned:
     assert build.networks_beside(whole, first, task.dit.config) is None and not warned.called

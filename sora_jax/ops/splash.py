@@ -20,7 +20,11 @@ from sora_jax.ops.block_plan import pad_to_blocks, shared_blocks
 from sora_jax.shapes import PAD_SEGMENT
 
 BLOCK = 512
-"""Most tokens per block of queries and of keys."""
+"""Tokens that a kernel works on at once, of queries and of keys."""
+BLOCKS = 512
+"""Most blocks of a row: two tables of their pairs, of 8 and 16 bits, lie in the 1 MiB of a TPU's
+scalar memory. A longer row has blocks of twice as many tokens, which the kernels take in parts.
+Twice is all that their other memory holds: rows above 524,288 tokens want a context axis."""
 LANES = 128
 """Blocks are a multiple of this."""
 
@@ -89,9 +93,10 @@ def prepare(
 ) -> tuple[tuple, kernel.SegmentIds, kernel.BlockSizes, Callable]:
   """Heads first, scaled and padded; segments; block sizes; `dkv -> MaskInfo`."""
   block_l, block_m = block_of(q_LAK.shape[0]), block_of(k_MAK.shape[0])
+  part = min(block_m, BLOCK)
   blocks = kernel.BlockSizes(
-    block_q=block_l, block_kv=block_m, block_kv_compute=block_m, block_q_dq=block_l,
-    block_kv_dq=block_m, block_q_dkv=block_l, block_kv_dkv=block_m, block_kv_dkv_compute=block_m,
+    block_q=block_l, block_kv=block_m, block_kv_compute=part, block_q_dq=block_l,
+    block_kv_dq=block_m, block_q_dkv=block_l, block_kv_dkv=block_m, block_kv_dkv_compute=part,
   )  # fmt: skip
   scale = q_LAK.shape[-1] ** -0.5
   q_LAK = (q_LAK.astype(jnp.float32) * scale).astype(q_LAK.dtype)
@@ -111,7 +116,8 @@ def prepare(
 
 def block_of(length: int) -> int:
   """Tokens of a block in a row of this length."""
-  return min(BLOCK, -(-length // LANES) * LANES)
+  whole = BLOCK if length <= BLOCK * BLOCKS else 2 * BLOCK
+  return min(whole, -(-length // LANES) * LANES)
 
 
 def heads_first(x_LAK: Array, block: int) -> Array:

@@ -34,7 +34,7 @@ class Memory(NamedTuple):
   @property
   def total(self) -> float:
     """All that is known of it."""
-    return sum(size for size in self if size is not None)
+    return float(sum(size for size in self if size is not None))
 
 
 class Compiled(NamedTuple):
@@ -52,12 +52,16 @@ class Compiled(NamedTuple):
 class DoesNotFit(Exception):
   """The compiler found no way to hold the program.
 
-  needed, limit: bytes of a chip's HBM. largest: as of `Compiled`. seconds: spent.
+  space: the memory of a chip that is too small: "hbm", or that of its kernels, "vmem" or "smem".
+  needed, limit: its bytes. largest: as of `Compiled`. seconds: spent.
   """
 
-  def __init__(self, needed: float, limit: float, largest: list, seconds: float, why: str):
+  def __init__(
+    self, space: str, needed: float, limit: float, largest: list, seconds: float, why: str
+  ):
     super().__init__(why)
-    self.needed, self.limit, self.largest, self.seconds = needed, limit, largest, seconds
+    self.space, self.needed, self.limit = space, needed, limit
+    self.largest, self.seconds = largest, seconds
 
 
 def compile_for(
@@ -92,8 +96,8 @@ def compile_for(
     if work.error is not None:
       if not isinstance(work.error, jax.errors.JaxRuntimeError) or TOO_LARGE not in str(work.error):
         raise work.error
-      needed, limit = _sizes(str(work.error))
-      raise DoesNotFit(needed, limit, largest(folder), seconds, str(work.error)) from work.error
+      short = exceeded(str(work.error))
+      raise DoesNotFit(*short, largest(folder), seconds, str(work.error)) from work.error
     if work.result is None:
       given = sum((_held_bytes(leaf) for leaf in jax.tree.leaves(arguments)), 0.0)
       memory = assigned(folder, given)
@@ -177,8 +181,13 @@ def size_of(text: str) -> float:
   return float(found.group(1)) * UNITS[found.group(2)] if found else 0.0
 
 
-def _sizes(message: str) -> tuple[float, float]:
-  """(needed, available) that the compiler's message names; nan where it names none."""
-  found = re.findall(r"\(?(\d+(?:\.\d+)?[KMGT])i?B?\)?", message)
-  sizes = [size_of(text) for text in found]
-  return (sizes[0], sizes[1]) if len(sizes) >= 2 else (float("nan"),) * 2
+def exceeded(message: str) -> tuple[str, float, float]:
+  """(space, needed, available) of the memory that the compiler's message names; nan for sizes that
+  it does not tell."""
+  space = re.search(r"memory space (\w+)|space=(\w+)", message)
+  name = next(filter(None, space.groups())) if space else "hbm"
+  plain = re.search(r"\(size=(\d+)\) would exceed memory \(size=(\d+)\)", message)
+  if plain:
+    return name, float(plain.group(1)), float(plain.group(2))
+  sizes = [size_of(text) for text in re.findall(r"\d+(?:\.\d+)?[KMGT]", message)]
+  return (name, *sizes[:2]) if len(sizes) >= 2 else (name, math.nan, math.nan)

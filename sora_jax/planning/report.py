@@ -15,7 +15,8 @@ class Plan(NamedTuple):
   """What is known of a program on a topology.
 
   found, and what is counted from it, are None where the program does not fit. run: what one run of
-  it is called. load: typical data of a run on all chips, see `tasks.programs.Load`.
+  it is called. load: typical data of a run on all chips, see `tasks.programs.Load`. needed, limit:
+  bytes of a chip's memory, of the space that is too small if one is (see `DoesNotFit`).
   """
 
   program: str
@@ -24,7 +25,9 @@ class Plan(NamedTuple):
   mesh: dict[str, int]
   parameters: int
   load: Any
+  space: str
   needed: float
+  limit: float
   largest: list[tuple[float, str]]
   seconds: float
   found: Compiled | None = None
@@ -36,7 +39,7 @@ class Plan(NamedTuple):
   @property
   def fits(self) -> bool:
     """Whether a chip's memory suffices."""
-    return self.found is not None and self.needed <= self.there.chip.hbm_bytes
+    return self.found is not None and self.needed <= self.limit
 
   @property
   def flops_compiled(self) -> float:
@@ -62,30 +65,33 @@ def make(program: Any, there: Topology, mesh: Any, name: str, quick: bool = Fals
       program.function, *program.arguments, quick=quick, static=program.static
     )
   except DoesNotFit as error:
-    return Plan(*same, error.needed, error.largest, error.seconds)
+    return Plan(*same, error.space, error.needed, error.limit, error.largest, error.seconds)
   costs, collectives = walk.walk(found.program, tuple(axes.items()))
   kernels = cost.kernel_flops(costs, program.load.near, program.load.far)
   between = {"data": there.slices} if there.slices > 1 else {}
   bound = cost.bound(costs, kernels, collectives, there.chip, between)
   return Plan(
-    *same, found.memory.total, found.largest, found.seconds, found, costs, kernels,
-    tuple(collectives), bound,
+    *same, "hbm", found.memory.total, there.chip.hbm_bytes, found.largest, found.seconds, found,
+    costs, kernels, tuple(collectives), bound,
   )  # fmt: skip
 
 
 def figures(plan: Plan) -> dict:
   """The plan as JSON; seconds, bytes and FLOPs of one step, None where it does not fit."""
   memory = plan.found.memory._asdict() if plan.found else None
-  known = plan.found is not None
+  known, other = plan.found is not None, plan.space != "hbm"
   return {
     "program": plan.program,
     "topology": plan.there.name,
     "mesh": plan.mesh,
     "fits": plan.fits,
     "parameters": plan.parameters,
-    "hbm_bytes_per_chip": None if math.isnan(plan.needed) else plan.needed,
+    "hbm_bytes_per_chip": None if other or math.isnan(plan.needed) else plan.needed,
     "hbm_limit_bytes": plan.there.chip.hbm_bytes,
     "hbm_bytes_by_kind": memory,
+    "kernel_memory_exceeded": (
+      {"space": plan.space, "bytes": plan.needed, "limit_bytes": plan.limit} if other else None
+    ),
     "largest_buffers": [{"bytes": size, "shapes": shapes} for size, shapes in plan.largest],
     "flops_per_step_compiled": plan.flops_compiled if known else None,
     "flops_per_step_recomputed": (
@@ -114,11 +120,7 @@ def text(plan: Plan) -> str:
     f"parameters           {cost.sized(plan.parameters)}",
     line(f"a {run}", f"{cost.sized(load.tokens)}{load.unit}"),
   ]
-  limit = there.chip.hbm_bytes / GIB
-  lines.append(
-    f"memory of a chip     {plan.needed / GIB:.2f} of {limit:.0f} GiB:"
-    f" {'fits' if plan.fits else 'DOES NOT FIT'}"
-  )
+  lines.append(line("memory of a chip", memory_of(plan)))
   if plan.found:
     for kind, size in plan.found.memory._asdict().items():
       lines.append(f"  {kind:<18} {'not made' if size is None else f'{size / GIB:.2f} GiB'}")
@@ -159,6 +161,16 @@ def text(plan: Plan) -> str:
   return "\n".join(lines)
 
 
+def memory_of(plan: Plan) -> str:
+  """What is needed of a chip's memory, and whether it fits."""
+  if plan.space != "hbm":
+    kib = f"{plan.needed / 2**10:.0f} of {plan.limit / 2**10:.0f} KiB"
+    return f"a kernel's {plan.space}: {kib}: DOES NOT FIT"
+  limit = plan.there.chip.hbm_bytes
+  gib = "more than" if math.isnan(plan.needed) else f"{plan.needed / GIB:.2f} of"
+  return f"{gib} {limit / GIB:.0f} GiB: {'fits' if plan.fits else 'DOES NOT FIT'}"
+
+
 def line(name: str, value: str) -> str:
   """A line of the plan, its value in the column of all."""
   return f"{name:<20} {value}"
@@ -166,6 +178,11 @@ def line(name: str, value: str) -> str:
 
 def advice(plan: Plan) -> list[str]:
   """What to change so that it fits."""
+  if plan.space != "hbm":
+    return [
+      "  to make it fit: a larger context axis or a shorter row (data.row_len, --frames, --size):",
+      "  the blocks of a long row and their tables lie in the memory of attention's kernels",
+    ]
   if plan.program == "sample":
     return ["  to make it fit: a larger context, tensor or fsdp axis, fewer --frames, more chips"]
   if plan.program == "vae_decode":

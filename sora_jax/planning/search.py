@@ -131,6 +131,8 @@ def why(one: Tried, best: Tried) -> str:
     return f"cannot be: {one.error}"
   f = one.figures
   needed = (f["hbm_bytes_per_chip"] or math.nan) / GIB
+  if f["kernel_memory_exceeded"]:
+    return f"does not fit: a kernel's {f['kernel_memory_exceeded']['space']}"
   if not one.fits:
     return f"does not fit: {needed:.1f} of {f['hbm_limit_bytes'] / GIB:.0f} GiB"
   reasons = f["step_seconds_by_reason"]

@@ -81,5 +81,23 @@ def test_sizes_are_read_as_the_compiler_writes_them(text, size):
   assert compiled.size_of(text) == size
 
 
+@pytest.mark.parametrize(
+  "message, want",
+  [
+    ("Ran out of memory in memory space hbm. Used 236.45G of 95.74G hbm.",
+     ("hbm", 236.45 * 2**30, 95.74 * 2**30)),
+    ("Ran out of memory in memory space smem. Used 1.04M of 1.00M smem. Exceeded by 42.1K.",
+     ("smem", 1.04 * 2**20, 2**20)),
+    ("Allocation (size=1404928) would exceed memory (size=1048576) :: [shape = 'u8[1404928]{0}',"
+     " space=smem, size = 0x157000, scoped]", ("smem", 1404928, 1048576)),
+    ("Ran out of memory in memory space vmem while allocating on stack for %a.1 = f32[2048,128]."
+     " Scoped allocation with size 25.97M and limit 16.00M exceeded",
+     ("vmem", 25.97 * 2**20, 16 * 2**20)),
+  ],
+)  # fmt: skip
+def test_the_memory_that_is_too_small_is_read_from_what_the_compiler_says(message, want):
+  assert compiled.exceeded(message) == want
+
+
 def test_numbers_are_written_for_people():
   assert cost.sized(2.962e9) == "2.962 G" and cost.sized(12) == "12 "

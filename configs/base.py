@@ -257,6 +257,7 @@ def evaluation() -> ConfigDict:
   c.solver = "dpmpp_2m"  # a key of sora_jax.diffusion.solvers.SOLVERS
   c.steps = 20  # solver steps
   c.grid = "quadratic"  # a key of sora_jax.diffusion.sampler.GRIDS
+  c.extend_grid = "quadratic"  # the same where a clip is gone on with; "leap": nearer to the mean
   c.guidance = 3.0  # 1 = off
   c.guidance_interval = (0.3, 1.0)  # times, before the shift, at which guidance acts
   c.batches = 8  # held-out batches of the loss; for the VAE, of 8 clips each

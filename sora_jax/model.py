@@ -72,7 +72,7 @@ class Model(verbs.Verbs):
 
   Attributes: autoencoder: the VAE's config.  dit, text: the flax modules.
     sampler: makes latents of packed requests.
-    defaults: of solver, steps, grid, guidance, guidance_interval and fps.
+    defaults: of solver, steps, grid, extend_grid, guidance, guidance_interval and fps.
     prompted: whether the transformer has seen image and video prompts in training.
     extent: (seconds, side in tokens) of the longest clip and side in training; None if not told.
   """
@@ -204,7 +204,8 @@ class Model(verbs.Verbs):
 
     Args: lines: one or several, sampled packed together.  seed: one for all, or one for each; a
       list for a single timeline makes one video for each.  guidance: by default the model's, but at
-      most PROMPTED_GUIDANCE where something is known.  image_guidance: strength of what is known,
+      most PROMPTED_GUIDANCE where something is known.  grid: by default the model's, which may have
+      another for clips that are gone on with.  image_guidance: strength of what is known,
       1 = off.  context_noise: time in [0, 1) to which what is known is noised before the
       network reads it, as in training; flaws of frames that were made before count less then. The
       rest as in `generate`.
@@ -217,7 +218,11 @@ class Model(verbs.Verbs):
       lines = lines * len(seeds)
     if len(seeds) != len(lines):
       raise ValueError(f"{len(seeds)} seeds for {len(lines)} timelines; give one, or one for each")
-    method = self._method(solver, steps, grid, guidance_interval, positions)
+    own = self.defaults["grid"], self.defaults.get("extend_grid", self.defaults["grid"])
+    methods = [
+      self._method(solver, steps, grid or own[line.goes_on], guidance_interval, positions)
+      for line in lines
+    ]
     for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
       if value is not None and not math.isfinite(value):
         raise ValueError(f"{name} is {value}; it must be a number, 1 = off")
@@ -231,13 +236,15 @@ class Model(verbs.Verbs):
     # strength 0 keeps the start as the autoencoder gives it back: there is nothing to sample
     latents = [r.start_latent if line.strength == 0 else None for line, r in zip(lines, requests)]
     open_ones = [i for i, latent in enumerate(latents) if latent is None]
-    report(f"sampling {len(open_ones)} videos, {method.steps} steps of {method.solver}")
-    made = self.sampler(
-      self._params, [requests[i] for i in open_ones], method,
-      lambda done, rows: report(f"sampled row {done} of {rows}"),
-    )  # fmt: skip
-    for i, latent_thwZ in zip(open_ones, made):
-      latents[i] = latent_thwZ
+    for method in dict.fromkeys(methods[i] for i in open_ones):
+      part = [i for i in open_ones if methods[i] == method]
+      report(f"sampling {len(part)} videos, {method.steps} steps of {method.solver}")
+      made = self.sampler(
+        self._params, [requests[i] for i in part], method,
+        lambda done, rows: report(f"sampled row {done} of {rows}"),
+      )  # fmt: skip
+      for i, latent_thwZ in zip(part, made):
+        latents[i] = latent_thwZ
     videos = []
     for line, latent_thwZ in zip(lines, latents):
       videos.append(self.finish(line, self.decode(latent_thwZ, line.frames, line.size)))

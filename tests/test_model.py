@@ -257,6 +257,19 @@ def test_the_text_counts_less_by_default_where_frames_are_known(model):
     assert model._prompted(line, 0, 0, given, 1.0).guidance == expected
 
 
+def test_what_is_gone_on_with_may_have_a_grid_of_its_own(model, monkeypatch):
+  on = tasks.extend(clip(5), PROMPT, None, 8.0, forward=4)
+  edit = tasks.edit(clip(5), PROMPT, None, 8.0)
+  even, leap = (
+    [model.make(line, grid=grid) for line in (on, edit)] for grid in ("uniform", "leap")
+  )
+  assert (even[0] != leap[0]).any() and (even[1] != leap[1]).any()
+  assert (model.make(on) == even[0]).all()  # a file that names none has one for all
+  monkeypatch.setattr(model, "defaults", model.defaults | {"extend_grid": "leap"})
+  for made, want in zip(model.make([on, edit]), (leap[0], even[1])):
+    np.testing.assert_allclose(made.astype(int), want.astype(int), atol=1)
+
+
 def test_first_latents_known_wholly_are_not_left_to_the_network(model):
   whole = tasks.extend(clip(5), PROMPT, None, 8.0, forward=4)
   for line, count in (

@@ -137,6 +137,7 @@ def defaults(module):
 def test_a_release_changes_the_samplers_defaults(defaults):
   found = defaults.changed(SAMPLING, '{"grid": "quadratic", "guidance_interval": [0.3, 1.0]}')
   assert found == SAMPLING | {"grid": "quadratic", "guidance_interval": [0.3, 1.0]}
+  assert defaults.changed(SAMPLING, '{"extend_grid": "leap"}')["extend_grid"] == "leap"
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,7 @@ def test_a_release_changes_the_samplers_defaults(defaults):
   [
     ('{"girds": 1}', "it names girds and takes solver, steps, grid"),
     ('{"grid": "cubic"}', "grid='cubic'; allowed: "),
+    ('{"extend_grid": "cubic"}', "grid='cubic'; allowed: "),
     ('{"guidance_interval": [0.5, 0.2]}', "0.5"),
     ('{"steps": 0}', "steps=0"),
     ('{"fps": 0}', "fps one above 0"),

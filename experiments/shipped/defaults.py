@@ -5,7 +5,10 @@ import math
 
 from sora_jax.prompting.sampling import Method
 
-METHOD = {"solver": "solver", "steps": "steps", "grid": "grid", "guidance_interval": "interval"}
+METHOD = {
+  "solver": "solver", "steps": "steps", "grid": "grid", "extend_grid": "grid",
+  "guidance_interval": "interval",
+}  # fmt: skip
 """Defaults that are a `Method`'s, and what it calls them."""
 NAMES = (*METHOD, "guidance", "fps")
 
@@ -17,7 +20,8 @@ def changed(sampling, text):
     if unknown := sorted(changes.keys() - set(NAMES)):
       raise ValueError(f"it names {', '.join(unknown)} and takes {', '.join(NAMES)}")
     found = dict(sampling) | changes
-    Method(**{to: found[name] for name, to in METHOD.items() if name in found})
+    for name in METHOD.keys() & found.keys():
+      Method(**{METHOD[name]: found[name]})
     if not (math.isfinite(found["guidance"]) and 0 < found["fps"] < math.inf):
       raise ValueError("guidance must be a number, and fps one above 0")
   except (TypeError, ValueError) as error:

@@ -57,7 +57,9 @@ def extend(
     before, (shown, after) = None, split(video, CONTEXT)
   frames = backward + len(shown) + forward
   empty = timeline.blank(prompt, frames, size_of(video), fps, length(before))
-  return dataclasses.replace(empty.place(shown, backward), before_THWC=before, after_THWC=after)
+  return dataclasses.replace(
+    empty.place(shown, backward), before_THWC=before, after_THWC=after, goes_on=True
+  )
 
 
 def connect(

@@ -22,6 +22,7 @@ class Timeline:
   Attributes:
     prompt: text.  fps: frames per second.
     later: ((frame, text), ...) of prompts that take over along the way; see `latent_prompts`.
+    goes_on: whether a clip is gone on with, for which a model may have a grid of times of its own.
     pixels_THWC: uint8, what is known at its place; elsewhere 0.
     known_THW: where pixels are known.
     start_THWC: uint8 video that is noised to time `strength` and denoised again, or None; 0 leaves
@@ -42,6 +43,7 @@ class Timeline:
   after_THWC: UInt8[np.ndarray, "a H W 3"] | None = None
   keep: int | None = None
   later: tuple[tuple[int, str], ...] = ()
+  goes_on: bool = False
 
   def __post_init__(self):
     if not 0 <= self.strength <= 1:

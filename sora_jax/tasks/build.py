@@ -263,7 +263,7 @@ def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] =
     "vae": autoencoder.weights,
     "frames_per_latent": f_t,
     "tokenizer_name": config["text"]["tokenizer"],
-    "sampling": part(e, "solver", "steps", "grid", "guidance", "guidance_interval")
+    "sampling": part(e, "solver", "steps", "grid", "extend_grid", "guidance", "guidance_interval")
     | {"fps": config["data"]["world"]["fps"][0]},
     "heldout_batches": e["batches"],
     "init_from": start,

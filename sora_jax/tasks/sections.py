@@ -37,13 +37,14 @@ class EvaluationConfig:
   solver: str
   steps: int
   grid: str
+  extend_grid: str
   guidance: float
   guidance_interval: tuple
   batches: int
   seed: int
 
   def __post_init__(self):
-    for name, table in (("solver", SOLVERS), ("grid", GRIDS)):
+    for name, table in (("solver", SOLVERS), ("grid", GRIDS), ("extend_grid", GRIDS)):
       if getattr(self, name) not in table:
         raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(table)}")
     if min(self.prompts, self.steps, self.batches) < 1 or self.frames < 0:

@@ -7,8 +7,8 @@
     dit.safetensors   config: {"format": FORMAT, "network": DiTConfig, "diffusion": {"prediction",
                       "shift_reference", "shift_space", "shift_frames", "shift_high"}, "rows":
                       {"row_len", "max_segments", "text_row_len"}, "sampling": {"solver", "steps",
-                      "grid", "guidance", "guidance_interval", "fps"}, "prompts": whether
-                      it has seen image and video prompts}
+                      "grid", "extend_grid", "guidance", "guidance_interval", "fps"}, "prompts":
+                      whether it has seen image and video prompts}
                       tree: parameters
     dit_high.safetensors  in some folders: a second transformer of the same shape, for high noise
                       config: {"format": FORMAT, "network": DiTConfig, "above": the time, before the

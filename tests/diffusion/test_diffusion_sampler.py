@@ -23,6 +23,7 @@ def test_known_grids():
   np.testing.assert_allclose(times.shift(3.0, sampler.uniform_grid(4)), [1, 0.9, 0.75, 0.5, 0])
   np.testing.assert_allclose(sampler.uniform_grid(3, start=0.6), [0.6, 0.4, 0.2, 0.0], atol=1e-7)
   np.testing.assert_allclose(sampler.quadratic_grid(4), [1, 9 / 16, 1 / 4, 1 / 16, 0], atol=1e-7)
+  np.testing.assert_allclose(sampler.leap_grid(3, 0.4), [1, 0.4, 0.1, 0], atol=1e-7)
   karras = np.asarray(sampler.karras_grid(18), np.float64)
   ratio = karras[1:-1] / (1 - karras[1:-1])
   np.testing.assert_allclose(ratio[-1], 0.002, rtol=1e-3)
@@ -34,7 +35,8 @@ def test_known_grids():
 
 
 def test_impossible_grids_are_refused():
-  for make in (lambda: sampler.uniform_grid(0), lambda: sampler.uniform_grid(3, start=2.0)):
+  for make in (lambda: sampler.uniform_grid(0), lambda: sampler.uniform_grid(3, start=2.0),
+               lambda: sampler.leap_grid(3, 0.0)):  # fmt: skip
     with pytest.raises(ValueError, match="got"):
       make()
 

@@ -112,6 +112,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
   c.model.head_width = 768
   c.evaluation.sizes = SMALL if size == "plain" else ASPECTS
   c.evaluation.frames = 9
+  c.evaluation.extend_grid = "leap"
   c.train.steps, c.train.minutes = 20_000, 0.0
   if size != "plain":
     w.motions = ("constant",) * 6 + ("bounce", "gravity")

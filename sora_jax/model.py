@@ -205,24 +205,23 @@ class Model(verbs.Verbs):
     Args: lines: one or several, sampled packed together.  seed: one for all, or one for each; a
       list for a single timeline makes one video for each.  guidance: by default the model's, but at
       most PROMPTED_GUIDANCE where something is known.  grid: by default the model's, which may have
-      another for clips that are gone on with.  image_guidance: strength of what is known,
-      1 = off.  context_noise: time in [0, 1) to which what is known is noised before the
-      network reads it, as in training; flaws of frames that were made before count less then. The
-      rest as in `generate`.
+      another for clips that are gone on with (not for several seeds of one: they are to differ).
+      image_guidance: strength of what is known, 1 = off.  context_noise: time in [0, 1) to which
+      what is known is noised before the network reads it, as in training; flaws of frames that were
+      made before count less then. The rest as in `generate`.
     Returns: uint8 [frames, height, width, 3], or a list of them.  Raises: ValueError.
     """
     several = not (isinstance(lines, Timeline) and np.ndim(seed) == 0)
     lines = [lines] if isinstance(lines, Timeline) else list(lines)
     seeds = list(seed) if np.ndim(seed) else [seed] * len(lines)
+    to_differ = len(lines) == 1 < len(seeds)
     if len(lines) == 1:
       lines = lines * len(seeds)
     if len(seeds) != len(lines):
       raise ValueError(f"{len(seeds)} seeds for {len(lines)} timelines; give one, or one for each")
     own = self.defaults["grid"], self.defaults.get("extend_grid", self.defaults["grid"])
-    methods = [
-      self._method(solver, steps, grid or own[line.goes_on], guidance_interval, positions)
-      for line in lines
-    ]
+    grids = [grid or own[line.goes_on and not to_differ] for line in lines]
+    methods = [self._method(solver, steps, g, guidance_interval, positions) for g in grids]
     for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
       if value is not None and not math.isfinite(value):
         raise ValueError(f"{name} is {value}; it must be a number, 1 = off")
@@ -238,7 +237,7 @@ class Model(verbs.Verbs):
     open_ones = [i for i, latent in enumerate(latents) if latent is None]
     for method in dict.fromkeys(methods[i] for i in open_ones):
       part = [i for i in open_ones if methods[i] == method]
-      report(f"sampling {len(part)} videos, {method.steps} steps of {method.solver}")
+      report(f"sampling {len(part)} videos, {method.steps} {method.grid} steps of {method.solver}")
       made = self.sampler(
         self._params, [requests[i] for i in part], method,
         lambda done, rows: report(f"sampled row {done} of {rows}"),

@@ -268,6 +268,8 @@ def test_what_is_gone_on_with_may_have_a_grid_of_its_own(model, monkeypatch):
   monkeypatch.setattr(model, "defaults", model.defaults | {"extend_grid": "leap"})
   for made, want in zip(model.make([on, edit]), (leap[0], even[1])):
     np.testing.assert_allclose(made.astype(int), want.astype(int), atol=1)
+  (drawn, _) = model.make(on, seed=[0, 1])  # several seeds are to differ
+  np.testing.assert_allclose(drawn.astype(int), even[0].astype(int), atol=1)
 
 
 def test_first_latents_known_wholly_are_not_left_to_the_network(model):
@@ -335,7 +337,7 @@ def test_an_edit_of_strength_0_is_the_autoencoder_s_reconstruction(model):
   want = model.decode(model.encode(some))
   lines = []
   np.testing.assert_array_equal(model.edit(some, PROMPT, 0.0, progress=lines.append), want)
-  assert lines == ["sampling 0 videos, 4 steps of dpmpp_2m"]
+  assert lines == []
   with pytest.raises(ValueError, match="image_guidance is nan"):
     model.edit(some, PROMPT, 0.5, image_guidance=float("nan"))
   assert (model.edit(some, PROMPT, 0.8) != want).any()

@@ -267,9 +267,9 @@ def test_what_is_gone_on_with_may_have_a_grid_of_its_own(model, monkeypatch):
   assert (model.make(on) == even[0]).all()  # a file that names none has one for all
   monkeypatch.setattr(model, "defaults", model.defaults | {"extend_grid": "leap"})
   for made, want in zip(model.make([on, edit]), (leap[0], even[1])):
-    np.testing.assert_allclose(made.astype(int), want.astype(int), atol=1)
-  (drawn, _) = model.make(on, seed=[0, 1])  # several seeds are to differ
-  np.testing.assert_allclose(drawn.astype(int), even[0].astype(int), atol=1)
+    np.testing.assert_array_equal(made, want)
+  several = [model.make(on, seed=[0, 1], **how)[0] for how in ({}, {"grid": "uniform"})]
+  np.testing.assert_array_equal(*several)  # several seeds are to differ
 
 
 def test_first_latents_known_wholly_are_not_left_to_the_network(model):

@@ -195,7 +195,7 @@ def edit(make):
   }  # fmt: skip
   rng = np.random.default_rng(ground.OTHER["edit"])
   for i, clip in enumerate(given):
-    what = CHANGES[i % len(CHANGES)]
+    what = CHANGES[(i + i // len(CHANGES)) % len(CHANGES)]  # at every size in turn
     truth, record = dict(clip.truth), dict(clip.truth["objects"][0])
     holder = record if what in record else truth
     holder[what] = str(rng.choice([word for word in words[what] if word != holder[what]]))

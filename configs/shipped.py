@@ -41,7 +41,15 @@ and a second network for high noise, from these (a quarter runs/dit11, see exper
     --config.train.minutes=58 --config.train.init_from=runs/dit16
   python -m sora_jax.main --config=configs/shipped.py:late --workdir=runs/dit18 \
     --config.train.minutes=50 --config.train.init_from=runs/dit16
-  python experiments/shipped/pair.py --low=runs/dit18 --high=runs/dit17 --above=0.2 --to=runs/tiny
+  python experiments/shipped/pair.py --low=runs/dit18 --high=runs/dit17 --above=0.2 --to=runs/pair2
+  python -m sora_jax.main --config=configs/shipped.py:onward --workdir=runs/dit19 \
+    --config.train.minutes=65 --config.train.init_from=runs/pair2 --config.data.world.seed=69 \
+    --config.diffusion.time_low=0.2 --config.diffusion.time_mean=0.0 \
+    --config.data.prompts.near_noise=0.5
+  python -m sora_jax.main --config=configs/shipped.py:onward --workdir=runs/dit20 \
+    --config.train.minutes=42 --config.train.init_from=runs/dit19 --config.data.world.seed=71 \
+    --config.diffusion.time_low=0.2 --config.data.prompts.tail=0.26 \
+    --config.data.prompts.head=0.4 --config.optimizer.lr=8e-4
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some

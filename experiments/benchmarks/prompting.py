@@ -66,7 +66,9 @@ def extend(make, motions=("constant",), backward=False, slowest=1.0):
   """
   given = ground.clips(motions, ground.CLIPS.value, slowest=slowest)
   made_frames = ground.FRAMES - ground.CONTEXT
-  known = np.s_[-ground.CONTEXT :] if backward else np.s_[: ground.CONTEXT]
+  known, rest = np.s_[: ground.CONTEXT], np.s_[ground.CONTEXT :]
+  if backward:
+    known, rest = np.s_[made_frames:], np.s_[:made_frames]
   lines = [
     tasks.extend(
       c.video_THWC[known], c.captions["short"], None, c.fps,
@@ -91,6 +93,7 @@ def extend(make, motions=("constant",), backward=False, slowest=1.0):
     found |= ground.seam_figures(lines[i], video, clip.video_THWC[known])
     return found | {
       "object": ground.right(video, clip.truth, "color", "shape", "single"),
+      "object_made": ground.right(video[rest], clip.truth, "color", "shape", "single"),
       "exact": float((video[known] == clip.video_THWC[known]).all()),
     }
 

@@ -14,6 +14,7 @@ def figures(choice: Choice, fits: bool = True, seconds: float = 1.0) -> dict:
     "fits": fits, "hbm_bytes_per_chip": 2.0**30 * choice.mesh[0], "hbm_limit_bytes": 2.0**34,
     "tokens_per_step": 100.0, "step_seconds_lower_bound": seconds, "mfu_upper_bound": 0.5,
     "step_seconds_by_reason": {"compute": 0.5, "memory": seconds, "network": 0.1},
+    "kernel_memory_exceeded": None,
   }  # fmt: skip
 
 
@@ -38,6 +39,9 @@ def test_the_best_comes_first_and_each_choice_is_tried_once():
   slow = next(one for one in found if one.choice.row_len == 512)
   assert "1.95 times the time a token, for memory" in search.why(slow, best)
   assert search.why(found[-1], best) == "cannot be: refused"
+  exceeds = {"hbm_bytes_per_chip": None, "kernel_memory_exceeded": {"space": "smem"}}
+  short = Tried(FIRST, figures(FIRST, fits=False) | exceeds)
+  assert search.why(short, best) == "does not fit: a kernel's smem"
 
 
 def test_meshes_divide_what_they_share_out():

@@ -86,7 +86,7 @@ def leap_grid(steps: int, to: float = 0.1) -> Float[Array, "J"]:
 
   The first step mixes the noise with E[x0 | what is known] (Eq. 1 of `solvers`), so samples lie
   around the mean of what is possible instead of being drawn from all of it: their squared error is
-  about half as large, their variety less, and what has several ways to go on is blurred.
+  at best half as large, their variety less, and what has several ways to go on is blurred.
   """
   _check_steps(steps, to)
   rest = to * np.linspace(1.0, 0.0, steps) ** 2 if steps > 1 else [0.0]

@@ -20,10 +20,10 @@ from sora_jax.ops.block_plan import pad_to_blocks, shared_blocks
 from sora_jax.shapes import PAD_SEGMENT
 
 BLOCK = 512
-"""Tokens that a kernel works on at once, of queries and of keys."""
+"""Tokens per block of queries and of keys, at most, in rows of up to `BLOCKS` blocks."""
 BLOCKS = 512
 """Most blocks of a row: two tables of their pairs, of 8 and 16 bits, lie in the 1 MiB of a TPU's
-scalar memory. A longer row has blocks of twice as many tokens, which the kernels take in parts.
+scalar memory. A longer row has blocks of twice as many tokens, whose keys are taken in halves.
 Twice is all that their other memory holds: rows above 524,288 tokens want a context axis."""
 LANES = 128
 """Blocks are a multiple of this."""

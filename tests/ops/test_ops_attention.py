@@ -120,7 +120,9 @@ def test_scores_of_hundreds_are_weighed(name, key):
 
 def test_blocks_that_splash_takes_in_parts_agree_with_the_definition(key, monkeypatch):
   monkeypatch.setattr(splash, "BLOCK", 128)
-  monkeypatch.setattr(splash, "BLOCKS", 2)  # 600 tokens exceed them, as 524,288 do 512 of 512
+  monkeypatch.setattr(
+    splash, "BLOCKS", 2
+  )  # 600 tokens exceed them, as more than 262,144 do 512 of 512
   assert splash.block_of(600) == 256 and splash.block_of(256) == 128
   segment = jnp.repeat(jnp.array([[1, 2, 1, 3, 0]]), 120, axis=1)
   qkv, given = heads(key, segment), jax.random.normal(key, (1, 600, 2, 6))

@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags
 
 from sora_jax import model as model_lib
-from sora_jax.data.world import WorldConfig, prompts
+from sora_jax.data.world import prompts
 from sora_jax.evaluation import detectors, release, reports, seams
 from sora_jax.tasks.report import Wish
 from sora_jax.weights import folder as folder_lib
@@ -163,7 +163,7 @@ def main(argv):
   started = time.perf_counter()
   folder = folder_lib.find(harness.MODEL.value)
   model = model_lib.from_folder(folder)
-  trained = harness.trained_world(folder) or WorldConfig()
+  trained = harness.trained_world(folder)
   world = harness.plain_world(folder)
   figures = {
     "guidance": GUIDANCE.value if GUIDANCE.value is not None else model.defaults["guidance"],
@@ -181,8 +181,9 @@ def main(argv):
     figures["heldout"] = held.figures(AIMS["heldout"])
     wrong = wrong + held.wrong
   sheet("_wrong.png", wrong)
-  figures["styles"] = show_styles(model, world, sorted({*trained.styles} - {"plain"}))
-  if TRAINED.value:
+  styles = {*trained.styles} - {"plain"} if trained else ()
+  figures["styles"] = show_styles(model, world, sorted(styles))
+  if TRAINED.value and trained:  # copies of what it has not been trained on would tell nothing
     chosen = [cards[i] for i in np.linspace(0, len(cards) - 1, COMPARED).astype(int)]
     path = harness.out() / f"{NAME.value}_nearest.png"
     figures["nearest"] = nearest.show(chosen, trained, TRAINED.value, path)

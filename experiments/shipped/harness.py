@@ -112,8 +112,12 @@ def trained_world(folder: pathlib.Path) -> WorldConfig | None:
 
 def plain_world(folder: pathlib.Path) -> WorldConfig:
   """That world, narrowed to clips of constant motion in the plain style, each word once: what was
-  trained on more often is not asked for more often."""
-  trained = trained_world(folder) or WorldConfig()
+  trained on more often is not asked for more often. The default world's words for a model whose
+  file tells of none, which is said."""
+  trained = trained_world(folder)
+  if trained is None:
+    say(f"{folder} tells of no training on the world: asked in the words of the default one")
+    trained = WorldConfig()
   words = {
     name: tuple(dict.fromkeys(getattr(trained, name)))
     for name in ("colors", "shapes", "backgrounds", "directions")

@@ -90,6 +90,7 @@ def prompts() -> ConfigDict:
   c.noise = 0.25  # most noise on what is known, a time
   c.frame_times = 0.15  # visits in which each latent frame has a time of its own
   c.near_noise = 0.0  # of visits with a prompt: times near pure noise, where motion is worked out
+  c.staged = 0.0  # of visits with a prompt: what is next to known frames is ahead of the rest
   return c
 
 
@@ -258,6 +259,7 @@ def evaluation() -> ConfigDict:
   c.steps = 20  # solver steps
   c.grid = "quadratic"  # a key of sora_jax.diffusion.sampler.GRIDS
   c.extend_grid = "quadratic"  # the same where a clip is gone on with; "leap": nearer to the mean
+  c.extend_stages = 1  # latent frames take its first step in so many turns, from the clip on
   c.guidance = 3.0  # 1 = off
   c.guidance_interval = (0.3, 1.0)  # times, before the shift, at which guidance acts
   c.batches = 8  # held-out batches of the loss; for the VAE, of 8 clips each

@@ -94,8 +94,11 @@ TASKS = (
   "again",
   "early",
   "onward",
+  "rebounds",
   "late",
+  "stars",
 )
+TWO = ("early", "onward", "rebounds", "late", "stars")  # a network for each part of the way
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
@@ -120,7 +123,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
   c.model.head_width = 768
   c.evaluation.sizes = SMALL if size == "plain" else ASPECTS
   c.evaluation.frames = 9
-  c.evaluation.extend_grid = "leap"
+  c.evaluation.extend_grid, c.evaluation.extend_stages = "leap", 4
   c.train.steps, c.train.minutes = 20_000, 0.0
   if size != "plain":
     w.motions = ("constant",) * 6 + ("bounce", "gravity")
@@ -164,7 +167,7 @@ def get_config(arg: str = "plain") -> ConfigDict:
     shares = {"first": 0.06, "head": 0.18, "tail": 0.1, "ends": 0.03, "both": 0.08}
     d.prompts.update(shares | {"keyframes": 0.04, "random": 0.02, "boxes": 0.04})
     d.prompts.near_noise = 0.6  # where motion has to be worked out
-    (of_two_networks if size in ("early", "onward", "late") else last_legs)(c, size)
+    (of_two_networks if size in TWO else last_legs)(c, size)
   return base.smoke(c) if smoke else c
 
 
@@ -264,7 +267,16 @@ def of_two_networks(c: ConfigDict, size: str) -> None:
     w.motions += ("cut",) * 4
     w.seed, d.prompts.head, d.prompts.near_noise = 67, 0.42, 0.75
     c.optimizer.lr = 1e-3
-  if size == "late":
+  if size == "rebounds":
+    w.motions = ("constant",) * 10 + ("bounce",) * 16 + ("gravity",) * 12
+    w.motions += ("cut",) * 5 + ("morph", "swing") * 2
+    w.sizes = 2 * SMALL[:1] + 3 * ASPECTS[:3] + ASPECTS[3:] + ((96, 64), (64, 96)) * 2
+    w.frames, w.seed = (9, 17, 17, 17, 17, 25), 72
+    d.prompts.update({"head": 0.42, "tail": 0.28, "both": 0.06, "near_noise": 0.75})
+    d.prompts.staged, d.max_slots = 0.45, 40
+    c.diffusion.time_low = 0.2
+    c.optimizer.lr = 1e-3
+  if size in ("late", "stars"):
     w.styles = ("plain",) * 6 + ("outline", "hatched", "night")
     w.motions = ("constant",) * 10 + ("bounce", "gravity", "cut") * 4 + ("morph", "swing") * 3
     w.image_fraction, w.seed = 0.1, 68
@@ -273,3 +285,11 @@ def of_two_networks(c: ConfigDict, size: str) -> None:
     c.diffusion.time_low, c.diffusion.time_high = 0.0, 0.5
     c.diffusion.time_mean, c.diffusion.time_std, c.diffusion.time_uniform = -1.5, 1.2, 0.2
     c.optimizer.lr = 1e-3
+  if size == "stars":
+    w.shapes += ("star",) * 2
+    w.motions = ("constant",) * 8 + ("cut",) * 11 + ("bounce", "gravity") * 5
+    w.motions += ("morph", "swing") * 2
+    w.sizes = 2 * SMALL[:1] + 3 * ASPECTS[:3] + ASPECTS[3:] + ((96, 64), (64, 96)) * 2
+    w.styles, w.seed = ("plain",) * 7 + ("outline",) * 2 + ("hatched", "night"), 73
+    c.diffusion.time_high, c.diffusion.time_mean = 0.3, -1.0
+    c.optimizer.lr = 1.2e-3

@@ -60,6 +60,9 @@ AT = flags.DEFINE_integer("at", 0, "animate: the frame that the picture is.")
 VIDEO = flags.DEFINE_string("video", None, "A clip: any video, animation or picture.")
 FORWARD = flags.DEFINE_integer("forward", 0, "extend: frames to add after the clip.")
 BACKWARD = flags.DEFINE_integer("backward", 0, "extend: frames to add before it.")
+STAGES = flags.DEFINE_integer(
+  "stages", None, "extend: in how many turns, from the clip on, 1 = all at once; the model's."
+)
 START = flags.DEFINE_string("start", None, "connect: the clip or picture that comes first.")
 END = flags.DEFINE_string("end", None, "connect: the one that comes last.")
 MASK = flags.DEFINE_string("mask", None, "inpaint: a picture or video, white where to make anew.")
@@ -228,7 +231,7 @@ def first(video_THWC, verb: str, path: str):
 _KNOWN = ("script", "context_noise")
 TAKES = {
   "text": ("draft", "from", "strength"), "image": ("draft", "from", "strength"),
-  "animate": ("at", *_KNOWN), "extend": ("forward", "backward", *_KNOWN), "loop": _KNOWN,
+  "animate": ("at", *_KNOWN), "extend": ("forward", "backward", "stages", *_KNOWN), "loop": _KNOWN,
   "connect": ("strength", *_KNOWN), "edit": ("strength", "script"), "inpaint": _KNOWN,
   "outpaint": _KNOWN, "interpolate": ("factor", *_KNOWN),
   "long": ("window", "least_fps", *_KNOWN),
@@ -236,7 +239,7 @@ TAKES = {
 """Flags that some verbs take and others do not, beside files."""
 VALUES = {
   "at": ("animate",), "forward": ("extend",), "backward": ("extend",), "factor": ("interpolate",),
-  "strength": ("connect", "edit"),
+  "strength": ("connect", "edit"), "stages": ("extend",),
 }  # fmt: skip
 """Numbers by flag, and the verbs that take them."""
 DEFAULT_FRAMES = {

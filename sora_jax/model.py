@@ -72,7 +72,7 @@ class Model(verbs.Verbs):
 
   Attributes: autoencoder: the VAE's config.  dit, text: the flax modules.
     sampler: makes latents of packed requests.
-    defaults: of solver, steps, grid, extend_grid, guidance, guidance_interval and fps.
+    defaults: of solver, steps, grid, extend_grid, extend_stages, guidance, guidance_interval, fps.
     prompted: whether the transformer has seen image and video prompts in training.
     extent: (seconds, side in tokens) of the longest clip and side in training; None if not told.
   """
@@ -198,6 +198,7 @@ class Model(verbs.Verbs):
     grid: str | None = None,
     guidance_interval: Sequence[float | int] | None = None,
     positions: str | Sequence[str] = "none",
+    stages: int | None = None,
     progress: Progress | None = None,
   ) -> np.ndarray | list[np.ndarray]:
     """Makes what timelines leave open; what they know comes back bit by bit.
@@ -206,6 +207,8 @@ class Model(verbs.Verbs):
       list for a single timeline makes one video for each.  guidance: by default the model's, but at
       most PROMPTED_GUIDANCE where something is known.  grid: by default the model's, which may have
       another for clips that are gone on with (not for several seeds of one: they are to differ).
+      stages: clips that are gone on with are made in so many steps from what is known on before all
+      of it goes on together, see `prompting.sampling.Method`; by default the model's.
       image_guidance: strength of what is known, 1 = off.  context_noise: time in [0, 1) to which
       what is known is noised before the network reads it, as in training; flaws of frames that were
       made before count less then. The rest as in `generate`.
@@ -219,9 +222,12 @@ class Model(verbs.Verbs):
       lines = lines * len(seeds)
     if len(seeds) != len(lines):
       raise ValueError(f"{len(seeds)} seeds for {len(lines)} timelines; give one, or one for each")
-    own = self.defaults["grid"], self.defaults.get("extend_grid", self.defaults["grid"])
-    grids = [grid or own[line.goes_on and not to_differ] for line in lines]
-    methods = [self._method(solver, steps, g, guidance_interval, positions) for g in grids]
+    method = self._method(solver, steps, grid, guidance_interval, positions)
+    if stages is None:
+      stages = 1 if grid else min(method.steps, self.defaults.get("extend_stages", 1))
+    grid = grid or self.defaults.get("extend_grid", method.grid)
+    going_on = dataclasses.replace(method, grid=grid, stages=stages)
+    methods = [going_on if line.goes_on and not to_differ else method for line in lines]
     for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
       if value is not None and not math.isfinite(value):
         raise ValueError(f"{name} is {value}; it must be a number, 1 = off")
@@ -229,7 +235,8 @@ class Model(verbs.Verbs):
       raise ValueError(f"context_noise is {context_noise}; it must lie in [0, 1), 0 = off")
     strengths = guidance, float(image_guidance), float(context_noise)
     requests = [
-      self._prompted(line, int(seed), sample, *strengths) for line, seed in zip(lines, seeds)
+      self._prompted(line, int(seed), sample, *strengths, one_by_one=m.stages > 1)
+      for line, seed, m in zip(lines, seeds, methods)
     ]
     report = progress or (lambda line: None)
     # strength 0 keeps the start as the autoencoder gives it back: there is nothing to sample
@@ -325,6 +332,7 @@ class Model(verbs.Verbs):
     guidance: float | None,
     image_guidance: float,
     context_noise: float = 0.0,
+    one_by_one: bool = False,
   ) -> Request:
     """The request that a timeline stands for.  guidance: None = by default, see `make`."""
     p, multiple = self.patch, self._f_s * math.lcm(self.patch.h, self.patch.w)
@@ -364,7 +372,7 @@ class Model(verbs.Verbs):
       Grid(t // p.t, h // p.h, w // p.w), 0.0 if line.frames == 1 else float(line.fps),
       seed, sample, float(guidance), start, 1.0 if start is None else line.strength or 1.0, cells,
       canvas, image_guidance, tuple({k: (k, ids) for k, ids in texts if k}.values()), exact,
-      is_exact,
+      is_exact, one_by_one,
     )  # fmt: skip
 
   def _request(self, order: Order, strength: float) -> Request:

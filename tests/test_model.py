@@ -272,6 +272,22 @@ def test_what_is_gone_on_with_may_have_a_grid_of_its_own(model, monkeypatch):
   np.testing.assert_array_equal(*several)  # several seeds are to differ
 
 
+def test_what_is_gone_on_with_may_be_made_from_the_clip_on(model, monkeypatch):
+  on = tasks.extend(clip(5), PROMPT, None, 8.0, forward=6)
+  edit = tasks.edit(clip(5), PROMPT, None, 8.0)
+  at_once, staged = ([model.make(line, stages=n) for line in (on, edit)] for n in (1, 2))
+  assert (at_once[0] != staged[0]).any()
+  np.testing.assert_array_equal(at_once[1], staged[1])
+  np.testing.assert_array_equal(model.make(on, stages=3), model.make([on, edit], stages=3)[0])
+  monkeypatch.setattr(model, "defaults", model.defaults | {"extend_stages": 2})
+  for made, want in zip(model.make([on, edit]), staged):
+    np.testing.assert_array_equal(made, want)
+  for how in ({"stages": 1}, {"grid": model.defaults["grid"]}):  # a grid that is asked for
+    np.testing.assert_array_equal(model.make(on, **how), at_once[0])
+  with pytest.raises(ValueError, match="stages=0; allowed: 1 .all at once. up to steps="):
+    model.make(on, stages=0)
+
+
 def test_first_latents_known_wholly_are_not_left_to_the_network(model):
   whole = tasks.extend(clip(5), PROMPT, None, 8.0, forward=4)
   for line, count in (

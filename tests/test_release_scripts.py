@@ -146,6 +146,7 @@ def test_a_release_changes_the_samplers_defaults(defaults):
     ('{"girds": 1}', "it names girds and takes solver, steps, grid"),
     ('{"grid": "cubic"}', "grid='cubic'; allowed: "),
     ('{"extend_grid": "cubic"}', "grid='cubic'; allowed: "),
+    ('{"extend_stages": 0}', "stages=0; allowed: 1 "),
     ('{"guidance_interval": [0.5, 0.2]}', "0.5"),
     ('{"steps": 0}', "steps=0"),
     ('{"fps": 0}', "fps one above 0"),

@@ -38,6 +38,8 @@ class PromptMix:
     frame_times: share of visits in which each latent frame has a time of its own.
     near_noise: share of visits with a prompt whose times are near pure noise, see
       `diffusion.times.near_noise`.
+    staged: share of visits with a prompt in which the latent frames next to what is known are ahead
+      of the others, as where these are made one after the other, see `diffusion.times.staged`.
   """
 
   first: float = 0.15
@@ -54,6 +56,7 @@ class PromptMix:
   noise: float = 0.25
   frame_times: float = 0.15
   near_noise: float = 0.0
+  staged: float = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

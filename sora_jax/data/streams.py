@@ -20,8 +20,9 @@ from sora_jax.data import known, packing, prompt_mix
 from sora_jax.data.table import ClipSource, ClipTable, caption, shots
 from sora_jax.shapes import PAD_SEGMENT, Patch
 
-_PLAN, _CELLS, _PROMPT = 0, 1, 2
-"""Purposes of a visit's random numbers: caption and rate; which tokens stay; what is known."""
+_PLAN, _CELLS, _PROMPT, _STAGED = 0, 1, 2, 3
+"""Purposes of a visit's random numbers: caption and rate; which tokens stay; what is known; whether
+its latent frames are ahead of each other."""
 _LISTED = 1024
 """Sets of fewer clips have their order listed: `index_shuffle` tries 2^16 / n numbers for each."""
 
@@ -68,8 +69,9 @@ class StreamPlan:
       kind = "shots" if rng.random() < self.config.caption_shots else kind
     return index, kind, rng
 
-  def prompt(self, visit: int, clip: Any) -> tuple[np.ndarray, np.ndarray, bool]:
-    """(known_thwF, canvas_thwZ) of one visit, and whether its latent frames have their own times.
+  def prompt(self, visit: int, clip: Any) -> tuple[np.ndarray, np.ndarray, bool, bool]:
+    """(known_thwF, canvas_thwZ) of one visit, whether its latent frames have their own times, and
+    whether those next to known ones are ahead of the rest.
 
     Raises: ValueError if the clip should have canvases and has none.
     """
@@ -77,14 +79,15 @@ class StreamPlan:
     grid, F = clip.latent_thwZ.shape[:3], self.config.frames_per_latent
     kind, own = mix.kind(grid[0], rng), bool(rng.random() < mix.frame_times)
     if kind is None:
-      return np.zeros((*grid, F), np.uint8), np.zeros_like(clip.latent_thwZ), own
+      return np.zeros((*grid, F), np.uint8), np.zeros_like(clip.latent_thwZ), own, False
+    staged = not own and mix.staged > 0 and bool(self.rng(visit, _STAGED).random() < mix.staged)
     if kind in prompt_mix.PREFIX_KINDS:
       mask = prompt_mix.prefix_mask(kind, grid, F, rng)
-      return mask, known.canvas(clip.latent_thwZ, mask), own
+      return mask, known.canvas(clip.latent_thwZ, mask), own, staged
     if not clip.canvases:
       raise ValueError(f"clip {clip.id!r} has no canvases; make its latents with prompts")
     canvas = clip.canvases[int(rng.integers(len(clip.canvases)))]
-    return canvas.known_thwF, canvas.latent_thwZ.astype(np.float32), own
+    return canvas.known_thwF, canvas.latent_thwZ.astype(np.float32), own, staged
 
   def words(self, clip: Any, kind: str | None, slots: int) -> tuple[list[str], np.ndarray]:
     """Texts of one visit, those that no slot reads left out, and which of them each slot reads."""
@@ -175,6 +178,8 @@ def empty_row(c: Any, channels: int) -> dict[str, np.ndarray]:
   if c.prompts is not None:
     row["known"] = np.zeros((L, cells * c.frames_per_latent), np.uint8)
     row["canvas"] = np.zeros((L, cells * channels), np.float32)
+    if c.prompts.staged:
+      row["staged"] = np.zeros(S, bool)
   return row
 
 
@@ -197,15 +202,17 @@ def build_row(plan: StreamPlan, visits: np.ndarray, kept: np.ndarray) -> dict:
       stays = np.sort(plan.rng(int(visit), _CELLS).permutation(len(patch_NP))[:n])
     row["patch"][start:end], row["coord"][start:end] = patch_NP[stays], coord_N3[stays]
     row["segment"][start:end] = s + 1
-    own_times = False
+    own_times = staged = False
     if c.prompts is not None:
-      known_thwF, canvas_thwZ, own_times = plan.prompt(int(visit), clip)
+      known_thwF, canvas_thwZ, own_times, staged = plan.prompt(int(visit), clip)
       row["known"][start:end] = plan.patchify(known_thwF, c.patch)[stays]
       row["canvas"][start:end] = plan.patchify(canvas_thwZ, c.patch)[stays]
     row["slots"][s] = 1
-    if (own_times or kind == "shots") and grid[0] - 1 <= slots_left:
+    if (own_times or staged or kind == "shots") and grid[0] - 1 <= slots_left:
       row["slot"][start:end], row["slots"][s] = coord_N3[stays, 0], grid[0]
       slots_left -= grid[0] - 1
+      if staged:
+        row["staged"][s] = True
     elif kind == "shots":
       kind = "short"  # of which the text takes no more room
     row["grid"][s], row["clip"][s] = grid, index

@@ -93,6 +93,22 @@ def leap_grid(steps: int, to: float = 0.1) -> Float[Array, "J"]:
   return jnp.asarray(np.concatenate([[1.0], rest]), jnp.float32)
 
 
+def staged_grid(name: str, steps: int, stages: int) -> Float[Array, "J K"]:
+  """A grid for each of `stages` parts of a clip that are made one after the other.
+
+  Part k stays at pure noise for k steps, takes the first step of the grid called `name` by itself,
+  and waits there until the last part has come after; the rest of the way they go together. One
+  stage: the grid as it is. Frames at noise levels of their own: Chen et al. 2024 (arXiv
+  2407.01392).
+  Raises: ValueError for more stages than steps, or less than one.
+  """
+  if not 1 <= stages <= steps:
+    raise ValueError(f"stages={stages}; allowed: 1 (all at once) up to the {steps} steps")
+  first, second, *rest = np.asarray(GRIDS[name](steps - stages + 1))
+  parts = [[first] * (k + 1) + [second] * (stages - k) + rest for k in range(stages)]
+  return jnp.asarray(np.stack(parts, axis=1))
+
+
 def karras_grid(
   steps: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0
 ) -> Float[Array, "J"]:

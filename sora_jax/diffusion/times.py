@@ -27,6 +27,8 @@ EDGE = 1e-6
 """Quantiles are kept this far from 0 and 1, where the normal quantile is infinite."""
 NEAR = 0.8
 """Least time, before the shift, that is near pure noise: the first fifth of a sampler's steps."""
+WAITING = 0.2, 0.4
+"""Times, before the shift, at which what was made first may wait for the rest; see `staged`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,39 @@ def near_noise(
   width = 1.0 - max(NEAR, low)
   early_RQ = shift(shift_RQ, 1.0 - width * jax.random.uniform(key, time_RQ.shape))
   return jnp.where(chosen_RQ, early_RQ, time_RQ)
+
+
+def staged(
+  key: Key[Array, ""],
+  time_RQ: Float[Array, "R Q"],
+  shift_RQ: Float[Array, "R Q"],
+  away_RQ: Int[Array, "R Q"],
+  segment_RQ: Int[Array, "R Q"],
+  chosen_RS: Bool[Array, "R S"],
+  low: float | int = 0.0,
+) -> Float[Array, "R Q"]:
+  """Times in which slots of chosen segments are made one after the other, from what is known on.
+
+  Slots up to some distance are at one time from the range WAITING, those beyond it at one near pure
+  noise: what `diffusion.sampler.staged_grid` passes through. The distance is drawn evenly, at least
+  1 and less than the largest of the segment; segments that have no such distance stay as they are.
+  Frames with noise levels of their own: Chen et al. 2024 (arXiv 2407.01392).
+
+  Args: away_RQ: distance from what is known, see `ops.packing.slots_away`.  segment_RQ: of each
+    slot, 0 = unused.  low: as in `near_noise`.
+  """
+  hot_RQS = segments.one_hot(segment_RQ, chosen_RS.shape[1])
+  farthest_RS = (hot_RQS * away_RQ[..., None]).max(1)
+  draw_3RS = jax.random.uniform(key, (3, *chosen_RS.shape))
+  front_RS = 1.0 + jnp.floor(draw_3RS[0] * (farthest_RS - 1.0))
+  base = max(WAITING[0], low)
+  wait_RS = base + (WAITING[1] - WAITING[0]) * draw_3RS[1]
+  near_RS = 1.0 - (1.0 - max(NEAR, low)) * draw_3RS[2]
+  chosen_RS = chosen_RS & (farthest_RS > 1) & (farthest_RS < away_RQ.shape[1])
+  of_slots = lambda table_RS: segments.spread(table_RS.astype(jnp.float32), segment_RQ)  # noqa: E731
+  ahead_RQ = away_RQ <= of_slots(front_RS)
+  plain_RQ = jnp.where(ahead_RQ, of_slots(wait_RS), of_slots(near_RS))
+  return jnp.where(of_slots(chosen_RS) > 0, shift(shift_RQ, plain_RQ), time_RQ)
 
 
 def evaluation_times(number: int = 10) -> Float[Array, "J"]:

@@ -137,6 +137,20 @@ def same_times(
   return jnp.where(same_RQ, take_segments(first_RS, layout.slot_segment_RQ), time_RQ)
 
 
+def slots_away(
+  told_RL: Bool[Array, "R L"], slot_RL: Int[Array, "R L"], slot_segment_RQ: Int[Array, "R Q"]
+) -> Int[Array, "R Q"]:
+  """How many slots of its segment lie between each slot and the nearest one with a token that is
+  told something, that one counted: 0 for such a slot itself; Q where a segment has none.
+  """
+  Q = slot_segment_RQ.shape[1]
+  index_Q = jnp.arange(Q)
+  told_RQ = ((slot_RL[:, None, :] == index_Q[None, :, None]) & told_RL[:, None, :]).any(-1)
+  gap_1QQ = jnp.abs(index_Q[None, :, None] - index_Q[None, None, :])
+  seen_RQQ = (slot_segment_RQ[:, :, None] == slot_segment_RQ[:, None, :]) & told_RQ[:, None, :]
+  return jnp.where(seen_RQQ, gap_1QQ, Q).min(-1)
+
+
 def members(segment_RL: Int[Array, "R L"], num_segments: int) -> Bool[Array, "R S L"]:
   """Which tokens belong to which segment, entry s - 1 for segment s."""
   index_S = 1 + jnp.arange(num_segments, dtype=segment_RL.dtype)

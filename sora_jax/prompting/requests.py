@@ -37,6 +37,8 @@ class Request:
     known: `[t, h, w, F]` in cells, 1 where a frame is known; None where nothing is.
     canvas: `[t, h, w, Z]`, latents of what is known; see `data.known`.
     image_guidance: strength for what is known, 1 = off.
+    one_by_one: whether frames of tokens that are next to known ones are made before the rest; how
+      far is for `sampling.Method.stages` to say.
     exact: `[t, h, w, Z]` in cells, latents as they will be wherever `is_exact`, bool [t, h, w]: the
       encoder sees nothing there that is not known. These are not left to the network. None: none.
   """
@@ -56,6 +58,7 @@ class Request:
   later: tuple[tuple[int, tuple[int, ...]], ...] = ()
   exact: np.ndarray | None = None
   is_exact: np.ndarray | None = None
+  one_by_one: bool = False
 
   def __post_init__(self):
     if (self.known is None) != (self.canvas is None):
@@ -82,8 +85,9 @@ class Request:
 
   @property
   def slots(self) -> int:
-    """Time slots that it takes: one, or one for each frame of tokens if its prompt changes."""
-    return self.grid[0] if self.later else 1
+    """Time slots that it takes: one, or one for each frame of tokens if its prompt changes or they
+    are made one by one."""
+    return self.grid[0] if self.later or self.one_by_one else 1
 
   @property
   def text_of_slot(self) -> list[int]:
@@ -97,7 +101,7 @@ class RowShape:
   """Static shape of the rows that samples are made in.
 
   Attributes: row_len: L.  max_segments: S.  text_row_len: M.  rows: R, rows of one call.
-    slots: Q, time slots; None = S, as long as no prompt changes along the way.
+    slots: Q, time slots; None = S, as long as no request takes more than one.
   """
 
   row_len: int
@@ -113,19 +117,19 @@ def shape_for(requests: Sequence[Request], base: RowShape) -> RowShape:
 
   The few steps keep the number of compiled programs small; what is sampled does not depend on them.
   """
-  most = max(r.grid.size for r in requests)
+  largest = max(r.grid.size for r in requests)
   total = sum(r.grid.size for r in requests)
   row_len = max(base.row_len // 4, 1)
   if total > row_len or len(requests) > base.max_segments:
     row_len = base.row_len
-  while row_len < most:
+  while row_len < largest:
     row_len *= 2
-  if row_len // 4 * 3 >= max(most, base.row_len + 1):
+  if row_len // 4 * 3 >= max(largest, base.row_len + 1):
     row_len = row_len // 4 * 3
   slots = None
-  if any(r.later for r in requests):
+  if (most := max(r.slots for r in requests)) > 1:
     slots = 2 * base.max_segments
-    while slots < max(r.slots for r in requests):
+    while slots < min(sum(r.slots for r in requests), most * base.max_segments):
       slots *= 2
   text_row_len, least = base.text_row_len, (slots or base.max_segments) * EOS_LENGTH
   while text_row_len < max(least, *(text_tokens(r) for r in requests)):
@@ -219,7 +223,7 @@ def _batch(requests, group, shape, patch, channels, frames, null_ids) -> dict[st
       for name in ("guidance", "image_guidance", "start_time"):
         tables[name][r, s] = getattr(q, name)
       here = tables["segment"][r] == s + 1
-      if q.later:
+      if q.slots > 1:
         tables["slots"][r, s], tables["slot"][r, here] = q.slots, tables["coord"][r, here, 0]
       marks = None if q.is_exact is None else q.is_exact[..., None]
       for name, cells in (

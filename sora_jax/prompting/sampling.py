@@ -58,6 +58,9 @@ class Method:
   Attributes:
     solver: a key of `diffusion.solvers.SOLVERS`.  steps: of the solver.
     grid: a key of `diffusion.sampler.GRIDS`.
+    stages: frames of tokens of requests that are made `one_by_one` take the first step of the grid
+      alone, those next to known ones first, in up to so many turns, the last of them for all that
+      is left; see `diffusion.sampler.staged_grid`. The sampler lowers it to what is needed.
     interval: (low, high) of the grid, before the shift and as shares of where a clip starts:
       guidance acts above `low` and up to `high`; elsewhere rows are evaluated once.
     rescale: share of the deviation given back after guidance, see `guidance.rescale`.
@@ -75,6 +78,7 @@ class Method:
   solver: str = "dpmpp_2m"
   steps: int = 20
   grid: str = "uniform"
+  stages: int = 1
   interval: Sequence[float | int] = guidance.ALL_TIMES
   rescale: float = 0.0
   branches: int = 3
@@ -87,6 +91,11 @@ class Method:
         raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(table)}")
     if self.steps < 1:
       raise ValueError(f"steps={self.steps}; a sample needs at least 1 solver step")
+    if not 1 <= self.stages <= self.steps:
+      raise ValueError(
+        f"stages={self.stages}; allowed: 1 (all at once) up to steps={self.steps}, since each takes"
+        " a step of its own"
+      )
     object.__setattr__(self, "interval", guidance.checked_interval(self.interval))
     self._check_positions()
 
@@ -173,7 +182,10 @@ class Sampler:
     """
     if not requests:
       return []
-    method = dataclasses.replace(method, branches=min(method.branches, branches(requests)))
+    method = dataclasses.replace(
+      method, branches=min(method.branches, branches(requests)),
+      stages=min(method.stages, stages(requests)),
+    )  # fmt: skip
     calls = self.packed(requests)
     done = [None] * len(requests)
     for number, (batch, group) in enumerate(calls):
@@ -296,9 +308,14 @@ class Sampler:
 
   def _times(self, batch: dict, layout: packing.Layout, method: Method) -> tuple:
     """Times [J, R, Q] of every slot from its start down to 0, before the shift and after."""
-    times_J = sampler.GRIDS[method.grid](method.steps)
+    times_JK = _grid(method)
     start_RQ = packing.take_segments(jnp.asarray(batch["start_time"]), layout.slot_segment_RQ)
-    plain_JRQ = times_J[:, None, None] * start_RQ[None]
+    stage_RQ = jnp.zeros(start_RQ.shape, jnp.int32)
+    if method.stages > 1:
+      told_RL = (jnp.asarray(batch["known"]).max(-1) > 0) & (layout.segment_RL > 0)
+      away_RQ = packing.slots_away(told_RL, layout.slot_RL, layout.slot_segment_RQ)
+      stage_RQ = jnp.clip(away_RQ - 1, 0, method.stages - 1)
+    plain_JRQ = times_JK[:, stage_RQ] * start_RQ[None]
     shift_RS = times.segment_shift(layout.grid_RS3, self._shift, self._patch.t)
     shift_RQ = times.slot_shift(shift_RS, layout.slot_segment_RQ)
     return plain_JRQ, times.shift(shift_RQ[None], plain_JRQ)
@@ -343,8 +360,13 @@ def guided_points(method: Method) -> list[bool]:
   if method.branches == 1:
     return [False] * method.steps
   with jax.ensure_compile_time_eval():
-    plain_J = sampler.GRIDS[method.grid](method.steps)[:-1]
-    return guidance.in_interval(plain_J, method.interval).tolist()
+    return guidance.in_interval(_grid(method)[:-1, -1], method.interval).tolist()
+
+
+def _grid(method: Method) -> jax.Array:
+  """The times [J, K] of each stage."""
+  with jax.ensure_compile_time_eval():
+    return sampler.staged_grid(method.grid, method.steps, method.stages)
 
 
 def evaluations(method: Method) -> int:
@@ -359,3 +381,13 @@ def branches(requests: Sequence[Request]) -> int:
   if any(r.image_guidance != 1.0 and r.known is not None for r in requests):
     return 3
   return 2 if any(r.guidance != 1.0 for r in requests) else 1
+
+
+def stages(requests: Sequence[Request]) -> int:
+  """How many stages these requests have: how far a frame of tokens may be from a known one."""
+  most = 1
+  for r in requests:
+    if r.one_by_one and r.known is not None and r.known.any():
+      told_t = np.flatnonzero(r.known.reshape(r.grid[0], -1).any(1))
+      most = max(most, int(np.abs(np.arange(r.grid[0])[:, None] - told_t).min(1).max()))
+  return most

@@ -263,7 +263,9 @@ def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] =
     "vae": autoencoder.weights,
     "frames_per_latent": f_t,
     "tokenizer_name": config["text"]["tokenizer"],
-    "sampling": part(e, "solver", "steps", "grid", "extend_grid", "guidance", "guidance_interval")
+    "sampling": part(
+      e, "solver", "steps", "grid", "extend_grid", "extend_stages", "guidance", "guidance_interval"
+    )
     | {"fps": config["data"]["world"]["fps"][0]},
     "heldout_batches": e["batches"],
     "init_from": start,
@@ -319,11 +321,12 @@ def networks_beside(config: Mapping, start: Path | None, network: DiTConfig) -> 
       f"{asked}, but {start} {has}: train a second one with time_low first, or set time_high to at "
       "least the time that it begins at"
     )
-  if low == 0 and config["data"]["prompts"]["near_noise"]:
-    raise ValueError(
-      f"config.data.prompts.near_noise is {config['data']['prompts']['near_noise']:g}, which draws "
-      f"times near pure noise, but {asked}: set near_noise to 0"
-    )
+  for name in ("near_noise", "staged"):
+    if low == 0 and (share := config["data"]["prompts"][name]):
+      raise ValueError(
+        f"config.data.prompts.{name} is {share:g}, which draws times near pure noise, but {asked}: "
+        f"set {name} to 0"
+      )
   return {name: there[name] for name in there if name != "vae"}
 
 

@@ -38,6 +38,7 @@ class EvaluationConfig:
   steps: int
   grid: str
   extend_grid: str
+  extend_stages: int
   guidance: float
   guidance_interval: tuple
   batches: int
@@ -47,8 +48,10 @@ class EvaluationConfig:
     for name, table in (("solver", SOLVERS), ("grid", GRIDS), ("extend_grid", GRIDS)):
       if getattr(self, name) not in table:
         raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(table)}")
-    if min(self.prompts, self.steps, self.batches) < 1 or self.frames < 0:
-      raise ValueError("prompts, steps and batches must be at least 1, frames at least 0")
+    if min(self.prompts, self.steps, self.extend_stages, self.batches) < 1 or self.frames < 0:
+      raise ValueError(
+        "prompts, steps, extend_stages and batches must be at least 1, frames at least 0"
+      )
     if any(not isinstance(size, list | tuple) or len(size) != 2 for size in self.sizes):
       raise ValueError(f"sizes is {self.sizes}; give (width, height) pairs, like ((32, 32),)")
     if not math.isfinite(self.guidance):

@@ -161,6 +161,13 @@ class TextToVideo:
       time_RQ = self.prompted_times(key, time_RQ, shift_RQ, batch, layout)
     if "one_time" in batch:
       time_RQ = packing.same_times(time_RQ, layout, batch["slots"], batch["one_time"])
+    if "staged" in batch:
+      told_RL = (batch["known"].max(-1) > 0) & (layout.segment_RL > 0)
+      time_RQ = times.staged(
+        jax.random.fold_in(prompt_key, 2), time_RQ, shift_RQ,
+        packing.slots_away(told_RL, layout.slot_RL, layout.slot_segment_RQ),
+        layout.slot_segment_RQ, jnp.asarray(batch["staged"]), c.time_low,
+      )  # fmt: skip
     time_RL = times.token_times(time_RQ, layout.slot_RL)
     x0_RLP = batch["patch"]
     eps_RLP = jax.random.normal(noise_key, x0_RLP.shape)

@@ -34,6 +34,19 @@ def test_known_grids():
   np.testing.assert_allclose(np.diff(half[20:], 3), 0.0, atol=1e-6)
 
 
+def test_parts_of_a_clip_take_the_first_step_of_a_grid_in_turn():
+  np.testing.assert_array_equal(
+    sampler.staged_grid("quadratic", 5, 1)[:, 0], sampler.quadratic_grid(5)
+  )
+  found = sampler.staged_grid("quadratic", 6, 3)
+  wait, last, end = np.asarray(sampler.quadratic_grid(4))[[1, 2, 3]]
+  want = [[1, 1, 1], [wait, 1, 1], [wait, wait, 1], [wait] * 3, [last] * 3, [end] * 3, [0, 0, 0]]
+  np.testing.assert_array_equal(found, want)
+  for stages in (0, 5):
+    with pytest.raises(ValueError, match=f"stages={stages}; allowed: 1 .* to the 4 steps"):
+      sampler.staged_grid("leap", 4, stages)
+
+
 def test_impossible_grids_are_refused():
   for make in (lambda: sampler.uniform_grid(0), lambda: sampler.uniform_grid(3, start=2.0),
                lambda: sampler.leap_grid(3, 0.0)):  # fmt: skip

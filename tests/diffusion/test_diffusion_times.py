@@ -69,6 +69,29 @@ def test_a_network_for_a_part_of_the_way_sees_the_same_times_squeezed_into_it(ke
   assert 0.8 < float(near(0.4).min()) < 0.81 and 0.9 < float(near(0.9).min()) < 0.91
 
 
+def test_what_lies_next_to_known_frames_is_ahead_of_what_lies_beyond(key):
+  owner = jnp.asarray([[1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 0, 0]] * 2)
+  away = jnp.asarray([[0, 0, 1, 2, 3, 0, 1, 12, 12, 12, 12, 12]] * 2)
+  chosen, before = jnp.asarray([[True] * 4, [False] * 4]), jnp.full((2, 12), 0.123)
+  draw = lambda key, low=0.0, shift=1.0: np.asarray(  # noqa: E731
+    times.staged(key, before, jnp.full((2, 12), shift), away, owner, chosen, low)
+  )
+  fronts, waits = [], []
+  for each in jax.random.split(key, 40):
+    found = draw(each)
+    assert (found[1] == before[1]).all() and (found[0, 5:] == before[0, 5:]).all()
+    waiting = found[0, :5] < 0.5
+    fronts.append(int(waiting.sum()))  # frames 0 to 2 wait, or 0 to 3
+    waits.append(found[0, 0])
+    assert waiting[: fronts[-1]].all() and len(set(found[0, :5][waiting])) == 1
+    assert len(set(found[0, :5][~waiting])) == 1 and found[0, 4] > times.NEAR
+  assert set(fronts) == {3, 4} and 12 < fronts.count(3) < 28
+  assert times.WAITING[0] <= min(waits) < 0.22 and 0.38 < max(waits) <= times.WAITING[1]
+  shifted = times.shift(4.0, jnp.asarray(draw(key)[0, :5]))
+  np.testing.assert_allclose(draw(key, shift=4.0)[0, :5], shifted, rtol=1e-6)
+  assert 0.5 <= draw(key, low=0.5)[0, 0] < 0.7
+
+
 def test_shift_is_a_group_that_keeps_the_ends():
   t = jnp.linspace(0.0, 1.0, 65)
   both = times.shift(3.0, times.shift(1.7, t))

@@ -46,6 +46,15 @@ def test_slots_that_share_a_time_have_that_of_their_segments_first():
   assert found.tolist() == [[0, 0, 2, 3, 4, 5], [6, 6, 6, 9, 10, 11]]
 
 
+def test_slots_know_how_far_they_are_from_what_is_told():
+  owner = jnp.asarray([[1, 1, 1, 1, 2, 2, 2, 3, 0]])
+  slot = jnp.asarray([[0, 0, 1, 2, 3, 4, 5, 6, 6, 7, 0]])
+  told = np.zeros((1, 11), bool)
+  told[0, [1, 7]] = True  # one token of slot 0, one of slot 6
+  away = packing.slots_away(jnp.asarray(told), slot, owner)
+  np.testing.assert_array_equal(away, [[0, 1, 2, 3, 2, 1, 0, 9, 9]])
+
+
 def test_layout_has_one_slot_for_each_segment_by_default():
   layout = packing.layout_of({**TABLES, "text_segment": np.zeros((2, 3), np.int32)})
   assert layout.slot_segment_RQ.tolist() == [[1, 2, 3, 0], [1, 0, 0, 0]]

@@ -231,6 +231,38 @@ def test_seed_text_and_sample_number_each_change_the_sample():
   np.testing.assert_array_equal(run(params(), changed, METHOD)[0], outs[0])
 
 
+def told(request, *frames):
+  """The request, some latent frames of which are known."""
+  known = np.zeros((*request.grid, 2), np.uint8).repeat(2, 1).repeat(2, 2)
+  known[list(frames)] = 1
+  canvas = np.random.default_rng(5).standard_normal((*known.shape[:3], Z)).astype("f")
+  return dataclasses.replace(request, known=known, canvas=canvas * known[..., :1])
+
+
+def test_frames_next_to_known_ones_are_made_before_the_rest():
+  far = told(dataclasses.replace(A, grid=Grid(5, 1, 2), one_by_one=True), 4)
+  mid = told(dataclasses.replace(C, one_by_one=True), 1)
+  free, plain = dataclasses.replace(B, one_by_one=True), told(C, 0)
+  assert [sampling.stages([r]) for r in (far, mid, free, plain)] == [4, 1, 1, 1]
+  method = sampling.Method(solver="euler", steps=6, stages=3, branches=2)
+  run = make_sampler()
+  batch, group = run.packed([far, mid, plain])[0]
+  times_JRQ, _ = run._times(batch, layout_of(batch), method)
+  assert group[0] == [1, 2, 0] and times_JRQ.shape[0] == 7
+  table = sampler.staged_grid("uniform", 6, 3)
+  got = np.asarray(times_JRQ[:, 0, : 1 + 3 + 5])
+  np.testing.assert_array_equal(got[:, 4:], table[:, np.asarray([2, 2, 1, 0, 0])])
+  np.testing.assert_array_equal(got[:, :4], table[:, np.zeros(4, int)])
+  together = run(params(), [far, mid, free, plain, A], method)
+  for request, sample in zip((far, mid, free, plain, A), together):
+    other = dataclasses.replace(far, seed=9)
+    close(run(params(), [request, other], method)[0], sample)
+  at_once = run(params(), [far, mid, free, plain, A], dataclasses.replace(method, stages=1))
+  assert np.abs(at_once[0] - together[0]).max() > 0.01
+  with pytest.raises(ValueError, match="stages=7; allowed: 1 .all at once. up to steps=6"):
+    dataclasses.replace(method, stages=7)
+
+
 def test_guidance_is_each_request_s_own_and_one_is_off():
   run = make_sampler()
   one = dataclasses.replace(A, guidance=1.0)

@@ -179,6 +179,21 @@ def test_half_the_prompted_clips_are_trained_near_pure_noise_and_no_others(param
   assert abs(heard[0] - heard[1]) > 1e-3
 
 
+def test_some_prompted_clips_are_trained_one_latent_frame_after_the_other(params):
+  task, batch = prompted(near_noise=0.0, frame_times=0.0, staged=0.5)
+  assert batch["staged"].any() and not batch["staged"][batch["slots"] == 1].any()
+  told = [
+    batch["known"][r][batch["segment"][r] == s + 1].any() for r, s in np.argwhere(batch["staged"])
+  ]
+  assert all(told)
+  loss = jax.jit(
+    lambda b: task.loss(params, b, jax.random.key(1), jax.numpy.zeros(()))[0].numerator
+  )
+  calm = batch | {"staged": np.zeros_like(batch["staged"])}
+  assert abs(float(loss(batch)) - float(loss(calm))) > 1e-3
+  assert "staged" not in prompted(frame_times=0.0)[1]
+
+
 def with_shots():
   some = clips(12)
   for clip in some:
@@ -312,11 +327,11 @@ def leg_of(part, start, trained, workdir):
   return params, workdir / "model"
 
 
-def rest_of_config(diffusion, weight_decay=0.0, near_noise=0.0):
+def rest_of_config(diffusion, weight_decay=0.0, **prompts):
   """Those sections of a config that tell which networks stay."""
   return {
     "diffusion": dataclasses.asdict(diffusion), "optimizer": {"weight_decay": weight_decay},
-    "data": {"prompts": {"near_noise": near_noise}},
+    "data": {"prompts": {"near_noise": 0.0, "staged": 0.0} | prompts},
   }  # fmt: skip
 
 
@@ -395,19 +410,20 @@ def second_at(above, folder_of, task, params):
 
 
 @pytest.mark.parametrize(
-  ("above", "near_noise", "what"),
+  ("above", "prompts", "what"),
   [
-    (None, 0.0, "time_high is 0.4, but .*model has one network for all times"),
-    (0.5, 0.0, "time_high is 0.4, but .*model has its second above 0.5"),
-    (0.4, 0.3, "near_noise is 0.3, which draws times near pure noise, but .*time_high is 0.4"),
-    (0.3, 0.0, None),
+    (None, {}, "time_high is 0.4, but .*model has one network for all times"),
+    (0.5, {}, "time_high is 0.4, but .*model has its second above 0.5"),
+    (0.4, {"near_noise": 0.3}, "near_noise is 0.3, which draws times near pure .* but .*is 0.4"),
+    (0.4, {"staged": 0.2}, "staged is 0.2, which draws times near pure noise, but .*is 0.4"),
+    (0.3, {}, None),
   ],
 )
 def test_a_network_for_low_noise_needs_one_for_the_rest(
-  above, near_noise, what, tmp_path, task, params
+  above, prompts, what, tmp_path, task, params
 ):
   start = second_at(above, tmp_path, task, params)
-  config = rest_of_config(DiffusionConfig(time_high=0.4), near_noise=near_noise)
+  config = rest_of_config(DiffusionConfig(time_high=0.4), **prompts)
   if what is None:
     assert store.HIGH in build.networks_beside(config, start, task.dit.config)
     return

@@ -50,6 +50,10 @@ and a second network for high noise, from these (a quarter runs/dit11, see exper
     --config.train.minutes=42 --config.train.init_from=runs/dit19 --config.data.world.seed=71 \
     --config.diffusion.time_low=0.2 --config.data.prompts.tail=0.26 \
     --config.data.prompts.head=0.4 --config.optimizer.lr=8e-4
+  python -m sora_jax.main --config=configs/shipped.py:stars --workdir=runs/dit21 \
+    --config.train.minutes=50 --config.train.init_from=runs/dit20
+  python -m sora_jax.main --config=configs/shipped.py:rebounds --workdir=runs/dit22 \
+    --config.train.minutes=40 --config.train.init_from=runs/dit21
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
@@ -58,20 +62,22 @@ tokens, for clips of up to 96x64 pixels; longer ones are left out. prompted: all
 morphs, image and video prompts, on the sizes of aspects and 96x64. tasks: the same, half of it
 prompted, more that bounces, falls, swings or is cut, fewer stills, and some captions by shot.
 focus: one object, plain, small; all but a few clips prompted with whole latents, near pure noise.
-mixed: the same of more kinds, among text alone. polish: tasks again, with more that is cut.
-motion: three quarters prompted, half of all with whole latents, most of it near pure noise; speeds
-from 0.3 of the usual on, so that they have to be seen. speed: that alone, 32x32, 25 clips a step,
-told their first latents near pure noise. paths: the same at larger sizes, with last latents, both
-ends, and what bounces, falls or swings. usual: all kinds again, at 0.6 to 1 of the usual speed.
-bounces: as speed, of what bounces and falls. walls: the same with constant motion, morphs and cuts
-at all sizes, 96x64 among them, a fifth of it from text alone. again: all kinds, at all times.
-early: a second network, for times above 0.5; it starts from walls and reads text as the first.
-onward: the same with more cuts, nearer to pure noise, at half the rate. late: all kinds, for the
-first network, at times below 0.5, half of them below 0.1. again is not in what is shipped, and none
-from bounces to onward in its first network, which has seen plain, aspects in five starts with a
-changing recipe, large for an hour, prompted three times, tasks twice, and each of the others once,
-14 hours in all, as its provenance tells; what it came to is in experiments/shipped, why aspects
-changed in experiments/latents.
+mixed: the same of more kinds, among text alone. polish: tasks again, with more that is cut. motion:
+three quarters prompted, half of all with whole latents, most of it near pure noise; speeds from 0.3
+of the usual on, so that they have to be seen. speed: that alone, 32x32, 25 clips a step, told their
+first latents near pure noise. paths: the same at larger sizes, with last latents, both ends, and
+what bounces, falls or swings. usual: all kinds again, at 0.6 to 1 of the usual speed. bounces: as
+speed, of what bounces and falls. walls: the same with constant motion, morphs and cuts at all
+sizes, 96x64 among them, a fifth of it from text alone. again: all kinds, at all times. early: a
+second network, for times above 0.5; it starts from walls and reads text as the first. onward: the
+same with more cuts, nearer to pure noise, at half the rate. late: all kinds, for the first network,
+at times below 0.5, half of them below 0.1. stars: the same below 0.3, mostly stars, and a third of
+it cut. rebounds: onward with more that bounces and falls, at larger sizes, nearly half of what is
+prompted one latent frame ahead of another. again is not in what is shipped, and none from bounces
+to onward, and no rebounds, in its first network, which has seen plain, aspects in five starts with
+a changing recipe, large for an hour, prompted three times, tasks twice, and each of the others
+once, 14 hours in all, as its provenance tells; what it came to is in experiments/shipped, why
+aspects changed in experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 

@@ -76,7 +76,7 @@ it cut. rebounds: onward with more that bounces and falls, at larger sizes, near
 prompted one latent frame ahead of another. again is not in what is shipped, and none from bounces
 to onward, and no rebounds, in its first network, which has seen plain, aspects in five starts with
 a changing recipe, large for an hour, prompted three times, tasks twice, and each of the others
-once, 14 hours in all, as its provenance tells; what it came to is in experiments/shipped, why
+once, 14.9 hours in all, as its provenance tells; what it came to is in experiments/shipped, why
 aspects changed in experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """

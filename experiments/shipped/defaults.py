@@ -7,8 +7,7 @@ from sora_jax.prompting.sampling import Method
 
 METHOD = {
   "solver": "solver", "steps": "steps", "grid": "grid", "extend_grid": "grid",
-  "extend_stages": "stages",
-  "guidance_interval": "interval",
+  "extend_stages": "stages", "guidance_interval": "interval",
 }  # fmt: skip
 """Defaults that are a `Method`'s, and what it calls them."""
 NAMES = (*METHOD, "guidance", "fps")

@@ -148,9 +148,13 @@ def near_noise(
   There a sampler decides where things are, and only there has a network to work that out from what
   it is told: at lower noise it sees it in the noisy latents.
   """
-  width = 1.0 - max(NEAR, low)
-  early_RQ = shift(shift_RQ, 1.0 - width * jax.random.uniform(key, time_RQ.shape))
+  early_RQ = shift(shift_RQ, _near(jax.random.uniform(key, time_RQ.shape), low))
   return jnp.where(chosen_RQ, early_RQ, time_RQ)
+
+
+def _near(u: Float[Array, "..."], low: float | int) -> Float[Array, "..."]:
+  """Times near pure noise, before the shift, at quantiles u from the noise on."""
+  return 1.0 - (1.0 - max(NEAR, low)) * u
 
 
 def staged(
@@ -176,9 +180,9 @@ def staged(
   farthest_RS = (hot_RQS * away_RQ[..., None]).max(1)
   draw_3RS = jax.random.uniform(key, (3, *chosen_RS.shape))
   front_RS = 1.0 + jnp.floor(draw_3RS[0] * (farthest_RS - 1.0))
-  base = max(WAITING[0], low)
-  wait_RS = base + (WAITING[1] - WAITING[0]) * draw_3RS[1]
-  near_RS = 1.0 - (1.0 - max(NEAR, low)) * draw_3RS[2]
+  least = max(WAITING[0], low)
+  wait_RS = least + min(WAITING[1] - WAITING[0], 1.0 - least) * draw_3RS[1]
+  near_RS = _near(draw_3RS[2], low)
   chosen_RS = chosen_RS & (farthest_RS > 1) & (farthest_RS < away_RQ.shape[1])
   of_slots = lambda table_RS: segments.spread(table_RS.astype(jnp.float32), segment_RQ)  # noqa: E731
   ahead_RQ = away_RQ <= of_slots(front_RS)

@@ -90,6 +90,8 @@ def test_what_lies_next_to_known_frames_is_ahead_of_what_lies_beyond(key):
   shifted = times.shift(4.0, jnp.asarray(draw(key)[0, :5]))
   np.testing.assert_allclose(draw(key, shift=4.0)[0, :5], shifted, rtol=1e-6)
   assert 0.5 <= draw(key, low=0.5)[0, 0] < 0.7
+  late = [draw(each, low=0.95)[0, :5] for each in jax.random.split(key, 20)]
+  assert 0.95 <= np.min(late) and np.max(late) <= 1
 
 
 def test_shift_is_a_group_that_keeps_the_ends():

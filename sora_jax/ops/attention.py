@@ -24,7 +24,10 @@ TINY = 1e-30
 
 @runtime_checkable
 class Attention(Protocol):
-  """softmax(q k^T / sqrt(K)) v within segments; padding (segment 0) neither asks nor answers."""
+  """softmax(q k^T / sqrt(K)) v within segments; padding (segment 0) neither asks nor answers.
+
+  The tokens of a segment must lie together in a row, and so its keys.
+  """
 
   def __call__(
     self, q_RLAK: Array, k_RMAK: Array, v_RMAK: Array, segment_RL: Array, segment_RM: Array

@@ -46,7 +46,10 @@ def flash(
   q_RLAK: Float[Array, "R L A K"], k_RMAK: Float[Array, "R M A K"],
   v_RMAK: Float[Array, "R M A K"], segment_RL: Int[Array, "R L"], segment_RM: Int[Array, "R M"],
 ) -> Float[Array, "R L A K"]:  # fmt: skip
-  """Agrees with `ops.attention.reference_attention`; see there."""
+  """Agrees with `ops.attention.reference_attention`, see there, if a segment's tokens lie together.
+
+  Where they lie apart it does not, in value or gradient.
+  """
   inputs = q_RLAK, k_RMAK, v_RMAK, segment_RL, segment_RM
   return with_gradient(backward, inputs, forward(*map(lax.stop_gradient, inputs)))
 

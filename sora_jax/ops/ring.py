@@ -58,19 +58,22 @@ def passed_on(axis: str, tree):
 
 
 def _forward(axis: str, q: Array, k: Array, v: Array, segment: Array) -> tuple[Array, Array]:
-  def turn(state, _):
-    visitors, out, log_total = state
-    coming = passed_on(axis, visitors)
+  def met(visitors, out, log_total):
     keys, values, theirs = visitors
     part, log_part = flash.forward(q, keys, values, segment, theirs)
     joint = jnp.logaddexp(log_total, log_part)
     share, part_share = (jnp.exp(x - joint)[..., None] for x in (log_total, log_part))
-    return (coming, out * share + part * part_share, joint), None
+    return out * share + part * part_share, joint
+
+  def turn(state, _):
+    visitors, *made = state
+    return (passed_on(axis, visitors), *met(visitors, *made)), None
 
   start = (
     (k, v, segment), jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED, jnp.float32)
   )  # fmt: skip
-  (_, out, log_total), _ = lax.scan(turn, start, length=lax.axis_size(axis))
+  last, _ = lax.scan(turn, start, length=lax.axis_size(axis) - 1)  # who comes last goes nowhere
+  out, log_total = met(*last)
   return out.astype(q.dtype), log_total
 
 
@@ -78,16 +81,20 @@ def _backward(
   axis: str, q: Array, k: Array, v: Array, segment: Array, out: Array, log_total: Array,
   given: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-  def turn(state, _):
-    (keys, values, theirs), to_visitors, to_q = state
-    coming = passed_on(axis, (keys, values, theirs))
+  def met(visitors, to_visitors, to_q):
+    keys, values, theirs = visitors
     parts = flash.backward(q, keys, values, segment, theirs, out, log_total, given)
     to_visitors = jax.tree.map(jnp.add, to_visitors, _float32(parts[1:]))
-    return (coming, passed_on(axis, to_visitors), to_q + parts[0].astype(jnp.float32)), None
+    return passed_on(axis, to_visitors), to_q + parts[0].astype(jnp.float32)
+
+  def turn(state, _):
+    visitors, *made = state
+    return (passed_on(axis, visitors), *met(visitors, *made)), None
 
   zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))
   start = (k, v, segment), zeros, jnp.zeros(q.shape, jnp.float32)
-  (_, (to_k, to_v), to_q), _ = lax.scan(turn, start, length=lax.axis_size(axis))
+  last, _ = lax.scan(turn, start, length=lax.axis_size(axis) - 1)
+  (to_k, to_v), to_q = met(*last)
   return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype)
 
 

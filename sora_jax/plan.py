@@ -6,7 +6,8 @@
 
 train is a step of training; sample, all steps of one call of the sampler (a video longer than
 --frames is made in windows of that many); vae_decode, a latent frame of each clip made to pixels.
---search tries meshes, what is recomputed and longer rows for a training step, and ranks them.
+--search tries meshes, the config's own among them, what is recomputed and longer rows for a step of
+text_to_video training, and ranks them.
 Exit status 1 if it does not fit. It runs on any Linux machine: pip install sora_jax[tpu].
 """
 
@@ -21,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sora_jax import sharding
-from sora_jax.planning import report, search, topology
+from sora_jax.planning import report, search
 from sora_jax.tasks import planned
 from sora_jax.train import metrics
 
@@ -43,7 +44,7 @@ _QUICK = flags.DEFINE_bool(
   "quick", False, "Stop when memory is assigned: the same figures but for the code's size."
 )
 _SEARCH = flags.DEFINE_bool(
-  "search", False, "train: try meshes, model.remat and data.row_len; minutes."
+  "search", False, "train, text_to_video: try meshes, model.remat and data.row_len; minutes."
 )
 _OUT = flags.DEFINE_string("out", "", "A JSON file for the figures.")
 
@@ -54,48 +55,52 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler alone is needed, no chip
-  if _SEARCH.value and _PROGRAM.value != "train":
-    sys.exit(f"plan: --search is for --program=train, not {_PROGRAM.value}; try --mesh by hand")
-  if _SEARCH.value:
-    find(_CONFIG.value.to_dict(), _TOPOLOGY.value, argv_of_flags())
+  config = _CONFIG.value.to_dict()
   try:
-    plan = planned.run(
-      _CONFIG.value.to_dict(), _TOPOLOGY.value, _MESH.value, _PROGRAM.value, _QUICK.value,
-      None if _SIZE.value is None else planned.size_of(_SIZE.value), _FRAMES.value,
-    )  # fmt: skip
-  except (ValueError, RuntimeError) as error:
+    if _OUT.value:
+      planned.check_out(_OUT.value)
+    if _SEARCH.value:
+      fits = find(config, argv_of_flags())
+    else:
+      plan = planned.run(
+        config, _TOPOLOGY.value, _MESH.value, _PROGRAM.value, _QUICK.value,
+        None if _SIZE.value is None else planned.size_of(_SIZE.value), _FRAMES.value,
+      )  # fmt: skip
+      print(report.text(plan), flush=True)
+      fits = plan.fits
+      write(report.figures(plan))
+  except (ValueError, RuntimeError, OSError) as error:
     sys.exit(f"plan: {error}")
-  print(report.text(plan), flush=True)
-  if _OUT.value:
-    metrics.write_whole(Path(_OUT.value), json.dumps(report.figures(plan), indent=2) + "\n")
   sys.stderr.flush()
-  os._exit(0 if plan.fits else 1)  # without waiting for a compiler that is still at work
+  os._exit(0 if fits else 1)  # without waiting for a compiler that is still at work
 
 
-def find(config: dict, name: str, given: list[str]) -> None:
-  """Searches, prints each choice as it is tried and then all in order, and exits.
+def write(told: dict | list) -> None:
+  """Writes the figures to --out, if it is given.  Raises: OSError if they cannot be written."""
+  if _OUT.value:
+    metrics.write_whole(Path(_OUT.value), json.dumps(told, indent=2) + "\n")
+
+
+def find(config: dict, given: list[str]) -> bool:
+  """Searches, prints each choice as it is tried and then all in order; whether one fits.
 
   given: flags of the command line that every plan shares.
   """
-  model, data = config["model"], config["data"]
-  shape = search.Shape(model["width"], model["heads"], config["train"]["accumulate"])
+  cut = _SIZE.value is not None or _FRAMES.value is not None
+  there = planned.check_search(config, _TOPOLOGY.value, _PROGRAM.value, _MESH.value, cut)
+  model, data, train = config["model"], config["data"], config["train"]
+  shape = search.Shape(model["width"], model["heads"], train["accumulate"])
   row = (data[name] for name in ("rows", "row_len", "max_segments", "text_row_len"))
-  try:
-    chips = len(topology.describe(name).devices)
-    found = search.search(
-      search.Choice((chips, 1, 1, 1), model["remat"], *row), shape, chips,
-      lambda choice: compile_apart(given, choice),
-      lambda one: print(f"tried {one.choice}: {search.why(one, one)}", flush=True),
-    )  # fmt: skip
-  except (ValueError, RuntimeError) as error:
-    sys.exit(f"plan: {error}")
-  print(f"\nbest first, on {name}:")
+  found = search.search(
+    search.Choice(tuple(train["mesh"]), model["remat"], *row), shape, len(there.devices),
+    lambda choice: compile_apart(given, choice),
+    lambda one: print(f"tried {one.choice}: {search.why(one, one)}", flush=True),
+  )  # fmt: skip
+  print(f"\nbest first, on {there.name}:")
   for one in found:
-    print(f"  {one.choice}: {search.why(one, found[0])}")
-  if _OUT.value:
-    told = [{"choice": str(one.choice), "error": one.error} | (one.figures or {}) for one in found]
-    metrics.write_whole(Path(_OUT.value), json.dumps(told, indent=2) + "\n")
-  sys.exit(0 if found and found[0].fits else 1)
+    print(f"  {one.choice}: {search.why(one, found[0])}", flush=True)
+  write([{"choice": str(one.choice), "error": one.error} | (one.figures or {}) for one in found])
+  return found[0].fits
 
 
 def argv_of_flags() -> list[str]:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -99,11 +100,15 @@ def test_large_pictures_and_videos_are_made_where_it_is_said(
   assert axes == {axis for axis, size in found["mesh"].items() if size > 1}
 
 
-def run(config="dit:tiny", topology="v5e:2x2", changes=(), **given):
+def config_of(config, changes=()):
   name, size = config.split(":")
   c = importlib.import_module(f"configs.{name}").get_config(size)
   c.update_from_flattened_dict(dict(changes))
-  return planned.run(c.to_dict(), topology, **given)
+  return c.to_dict()
+
+
+def run(config="dit:tiny", topology="v5e:2x2", changes=(), **given):
+  return planned.run(config_of(config, changes), topology, **given)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,14 @@ def run(config="dit:tiny", topology="v5e:2x2", changes=(), **given):
   [
     ({"topology": "v5p:4x4"}, "give CHIP:SHAPE"),
     ({"mesh": "rows=4"}, "'rows=4' is no AXIS=SIZE"),
-    ({"mesh": "data=3"}, "does not fit 4 devices"),
+    ({"mesh": "data=--2"}, "'data=--2' is no AXIS=SIZE"),
+    ({"mesh": "data=2²"}, "'data=2²' is no AXIS=SIZE"),
+    ({"mesh": "data=2,data=4"}, "--mesh=data=2,data=4: data is given twice"),
+    ({"mesh": "data=3"}, "--mesh=data=3 on v5e:2x2: mesh .* does not fit 4 devices"),
+    ({"mesh": "fsdp=8", "topology": "2*v5e:2x2"}, "--mesh=fsdp=8 on 2.v5e:2x2: .* 2 slices share"),
+    ({"changes": {"train.mesh": (3, 1, 1, 1)}}, "^config.train.mesh .*--mesh.* on v5e:2x2: mesh"),
+    ({"size": (96, 64)}, "--size and --frames are of what is sampled or decoded"),
+    ({"frames": 0}, "--size and --frames are of what is sampled or decoded"),
     ({"mesh": "fsdp=4", "changes": {"model.width": 130, "model.heads": 1}},
      "split over the mesh axes fsdp, 4 parts"),
     ({"mesh": "context=4", "program": "sample", "changes": {"data.row_len": 258}},
@@ -127,15 +139,45 @@ def test_mistakes_are_named(given, message):
     run(**given)
 
 
-def test_a_mistake_is_one_line(tmp_path):
-  done = plan(
-    tmp_path / "no.json", "--config=configs/dit.py:tiny", "--topology=v5e:2x2", "--size=4",
-    "--program=sample",
-  )  # fmt: skip
-  assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(
-    "plan: --size=4: expected"
-  )
-  assert "Traceback" not in done.stderr and not (tmp_path / "no.json").exists()
+@pytest.mark.parametrize(
+  "given, message",
+  [
+    ({"program": "sample"}, "--search is for --program=train"),
+    ({"config": "vae:base"}, "--search tries rows of tokens, which config.task 'vae' has not"),
+    ({"mesh": "fsdp=4"}, "chooses the mesh itself.*leave out --mesh=fsdp=4"),
+    ({"cut": True}, "chooses the mesh itself.*leave out --size and --frames"),
+    ({"topology": "v5e:64x64"}, "no such slice"),
+    ({"changes": {"model.heads": 5}}, "heads"),
+  ],
+)  # fmt: skip
+def test_a_search_refuses_at_once_what_each_of_its_plans_would(given, message):
+  usual = {"topology": "v5e:2x2", "program": "train", "mesh": "", "cut": False}
+  given = {"config": "dit:tiny", "changes": {}} | usual | given
+  config = config_of(given.pop("config"), given.pop("changes"))
+  with pytest.raises(ValueError, match=message):
+    planned.check_search(config, *given.values())
+
+
+def test_a_search_is_told_where_it_tries():
+  there = planned.check_search(config_of("dit:tiny"), "v5e:2x2", "train", "", False)
+  assert len(there.devices) == 4
+
+
+@pytest.mark.parametrize(
+  "out, flags, message",
+  [
+    ("no.json", ["--size=4", "--program=sample"], "--size=4: expected"),
+    ("missing/no.json", [], "--out=.*missing/no.json cannot be written: No such file or directory"),
+    ("missing/no.json", ["--search"], "--out=.*missing/no.json cannot be written"),
+    ("", [], "--out=.* cannot be written: it is a folder; name a file"),
+  ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_before_anything_is_compiled(out, flags, message, tmp_path):
+  given = ["--config=configs/dit.py:tiny", "--topology=v5e:2x2", *flags]
+  done = plan(tmp_path / out, *given)
+  assert done.returncode == 1 and not done.stdout
+  assert re.match(f"plan: {message}", done.stderr.splitlines()[-1])
+  assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_without_the_compiler_the_remedy_is_named(monkeypatch):

@@ -66,10 +66,9 @@ def make(program: Any, there: Topology, mesh: Any, name: str, quick: bool = Fals
     )
   except DoesNotFit as error:
     return Plan(*same, error.space, error.needed, error.limit, error.largest, error.seconds)
-  costs, collectives = walk.walk(found.program, tuple(axes.items()))
+  costs, collectives = walk.walk(found.program, tuple(axes.items()), there.slices)
   kernels = cost.kernel_flops(costs, program.load.near, program.load.far)
-  between = {"data": there.slices} if there.slices > 1 else {}
-  bound = cost.bound(costs, kernels, collectives, there.chip, between)
+  bound = cost.bound(costs, kernels, collectives, there.chip)
   return Plan(
     *same, "hbm", found.memory.total, there.chip.hbm_bytes, found.largest, found.seconds, found,
     costs, kernels, tuple(collectives), bound,
@@ -143,8 +142,8 @@ def text(plan: Plan) -> str:
     line(f"exchanges a {run}", "of a chip:"),
   ]
   lines += [
-    f"  {c.kind:<18} {cost.sized(c.bytes)}B over {'+'.join(c.axes) or 'none'} ({c.group} chips),"
-    f" {c.count:.0f} times"
+    f"  {c.kind:<18} {cost.sized(c.bytes)}B over {'+'.join(c.axes) or 'none'}"
+    f" ({c.group} {'slices' if c.between_slices else 'chips'}), {c.count:.0f} times"
     for c in plan.collectives[:8]
   ]
   b = plan.bound

@@ -1,8 +1,8 @@
 """Which mesh, what to recompute, how long rows: tries them one after the other, keeps the best.
 
 Each choice is compiled (by a function that is handed in), so what is compared are facts about
-memory and bounds on time. Meshes first, since they decide most; then what is recomputed, then rows
-of another length with as many tokens a step.
+memory and bounds on time. Meshes first, the config's own among them, since they decide most; then
+what is recomputed, then rows of another length with as many tokens a step.
 """
 
 import math
@@ -17,8 +17,8 @@ PART = 8
 
 
 class Choice(NamedTuple):
-  """mesh: (data, fsdp, context, tensor).  rows: of a step.  row_len, max_segments, text_row_len: of
-  a row."""
+  """mesh: (data, fsdp, context, tensor); of the first choice one may be -1, for the chips that are
+  left.  rows: of a step.  row_len, max_segments, text_row_len: of a row."""
 
   mesh: tuple[int, int, int, int]
   remat: str
@@ -92,7 +92,9 @@ def search(
         report(tried[choice])
     return min(choices, key=lambda c: order(tried[c]))
 
-  possible = list(meshes(first, shape, chips))
+  own = filled(first.mesh, chips)
+  can = math.prod(own) == chips and first.rows % (own[0] * own[1] * shape.accumulate) == 0
+  possible = list(dict.fromkeys([*([own] if can else []), *meshes(first, shape, chips)]))
   if not possible:
     raise ValueError(
       f"no mesh of {chips} chips shares out {first.rows} rows in {shape.accumulate} parts and"
@@ -110,6 +112,12 @@ def order(one: Tried) -> tuple[float, float]:
   """Sorts by speed, then by memory; what cannot be compiled comes last."""
   needed = one.figures and one.figures["hbm_bytes_per_chip"]
   return one.token_seconds, needed or math.inf
+
+
+def filled(mesh: tuple[int, int, int, int], chips: int) -> tuple[int, int, int, int]:
+  """A mesh whose -1, if it has one, is the chips that are left."""
+  left = chips // math.prod(size for size in mesh if size != -1)
+  return tuple(left if size == -1 else size for size in mesh)
 
 
 def meshes(first: Choice, shape: Shape, chips: int) -> Iterator[tuple[int, int, int, int]]:

@@ -1,11 +1,12 @@
 """TPU slices by name: their chips' figures, and devices to compile for that are not there.
 
-The figures are those that Google publishes for each chip (cloud.google.com/tpu/docs: v4, v5e, v5p,
-v6e). Topologies count chips: v5p:4x4x8 is 128 of them.
+The figures and the shapes of slices are those that Google publishes for each chip
+(cloud.google.com/tpu/docs: v5e, v5p, v6e). Topologies count chips: v5p:4x4x8 is 128 of them.
 """
 
 import math
 import os
+import re
 from typing import Any, NamedTuple
 
 GIB = 2**30
@@ -39,6 +40,14 @@ CHIPS = {
 }
 
 
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+"""Slices of v5e and v6e."""
+DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+"""Slices of v5p below a cube of 4x4x4; the others are made of such cubes."""
+CUBE, MOST = 4, 6144
+"""Chips along each side of a cube; and of the largest v5p slice, 16x16x24."""
+
+
 class Topology(NamedTuple):
   """A slice, or several joined by the data-centre network.
 
@@ -54,27 +63,38 @@ class Topology(NamedTuple):
   @property
   def hosts(self) -> int:
     """Machines that run the job."""
-    return max(1, len(self.devices) // self.chip.per_host)
+    return self.slices * max(1, math.prod(self.shape) // self.chip.per_host)
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...], int]:
   """(chip, shape of a slice, slices) of a name such as v5p:4x4x8 or 2*v5e:16x16.
 
-  Raises: ValueError that says how names are formed.
+  Raises: ValueError that says how names are formed, or which slices there are.
   """
-  rest, slices = name, 1
-  if "*" in name:
-    count, rest = name.split("*", 1)
-    slices = int(count) if count.isdigit() else 0
-  chip, _, shape = rest.partition(":")
-  sides = tuple(int(n) if n.isdigit() else 0 for n in shape.split("x"))
-  right = 3 if chip == "v5p" else 2
+  found = re.fullmatch(r"(?:([0-9]+)\*)?(\w+):([0-9]+(?:x[0-9]+)+)", name)
+  count, chip, shape = found.groups() if found else (None, "", "")
+  sides = tuple(int(n) for n in shape.split("x")) if found else ()
+  slices, right = int(count or 1), 3 if chip == "v5p" else 2
   if chip not in CHIPS or len(sides) != right or min(sides) < 1 or slices < 1:
     raise ValueError(
       f"topology {name!r}: give CHIP:SHAPE, the shape in chips, like v5e:4x4, v6e:2x4 or v5p:4x4x8,"
       f" with N* before it for N slices; chips: {', '.join(CHIPS)}"
     )
+  if not exists(sides):
+    allowed = ", ".join(DEEP if chip == "v5p" else FLAT)
+    cubes = f", or sides that are multiples of {CUBE} with at most {MOST} chips in all"
+    raise ValueError(
+      f"topology {name!r}: {chip} has no such slice; those that it has: {allowed}"
+      f"{cubes if chip == 'v5p' else ''}; give several slices as N*{chip}:SHAPE"
+    )
   return chip, sides, slices
+
+
+def exists(sides: tuple[int, ...]) -> bool:
+  """Whether there is a slice with so many chips along each side: of two, v5e or v6e; of three,
+  v5p."""
+  cubes = len(sides) == 3 and math.prod(sides) <= MOST and all(n % CUBE == 0 for n in sides)
+  return cubes or "x".join(map(str, sides)) in FLAT + DEEP
 
 
 def describe(name: str) -> Topology:

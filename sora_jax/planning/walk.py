@@ -3,7 +3,8 @@
 XLA's own cost analysis counts a loop's body once and a custom kernel hardly at all. Products of
 matrices are counted where they stand, fused or not; on TPUs they are convolutions, whose positions
 outside the input are left out, as XLA does. What a backward pass computes a second time is kept
-apart (`origin`). Kernels are listed, not counted: what they cost depends on the data.
+apart (`origin`). Kernels are listed, not counted: what they cost depends on the data. The program
+of several slices is that of one of them: what crosses to the others are sends and receives.
 """
 
 import collections
@@ -19,6 +20,10 @@ from sora_jax.planning.hlo import Instruction, Program, Shape
 
 KERNEL = "tpu_custom_call"
 """Target of a call of a kernel written in Pallas."""
+CROSS = "/cross/"
+"""Scope of attention from tokens to words, in the name of an operation."""
+BETWEEN_SLICES = "between slices"
+"""In place of the groups of an exchange over the data-centre network."""
 SCATTERS = "all-reduce-scatter"
 """Name of the fused computation in which the TPU compiler reduces and keeps one part."""
 COLLECTIVES = (
@@ -37,7 +42,8 @@ class Collective:
   """Exchanges of one kind over one group of mesh axes.
 
   bytes: that a device holds of the result, all trips together (of the larger side for an
-  all-gather, of the smaller side's source for a reduce-scatter). group: devices that take part.
+  all-gather, of the smaller side's source for a reduce-scatter). group: devices that take part, or
+  slices where it is between_slices, over the data-centre network.
   """
 
   kind: str
@@ -45,6 +51,7 @@ class Collective:
   group: int
   bytes: float
   count: float
+  between_slices: bool = False
 
 
 @dataclasses.dataclass
@@ -52,8 +59,9 @@ class Costs:
   """Of one device, one run of the program.
 
   dot_flops: of matrix products, without what is recomputed. recomputed_flops: what is.
-  kernels: runs of each custom kernel, by (name, shapes of its operands, whether it repeats one).
-  exchanges: runs of each collective, by (kind, groups as XLA writes them, bytes).
+  kernels: runs of each custom kernel, by (name, shapes of its operands, whether it is of attention
+  to words, whether it repeats one). exchanges: runs of each collective, by (kind, groups as XLA
+  writes them or `BETWEEN_SLICES`, bytes).
   hbm_bytes: read from and written to HBM.
   """
 
@@ -64,22 +72,25 @@ class Costs:
   exchanges: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
 
-def walk(program: Program, mesh: Sequence[tuple[str, int]] = ()) -> tuple[Costs, list[Collective]]:
+def walk(
+  program: Program, mesh: Sequence[tuple[str, int]] = (), slices: int = 1
+) -> tuple[Costs, list[Collective]]:
   """Counts a program.
 
   Args:
     mesh: axes and sizes in the order in which devices are numbered, to name those that a
-      collective spans.
+      collective spans. slices: that share the first of these axes.
   """
   costs = Costs()
   _visit(program, program.entry, 1.0, costs)
   total = collections.defaultdict(lambda: [0.0, 0.0])
   for (kind, groups, size), times in costs.exchanges.items():
-    axes, group = span(groups, mesh)
-    entry = total[kind, axes, group]
+    far = groups == BETWEEN_SLICES
+    axes, group = ((mesh[0][0],), slices) if far else span(groups, mesh, slices)
+    entry = total[kind, axes, group, far]
     entry[0] += size * times
     entry[1] += times
-  found = [Collective(*key, *values) for key, values in total.items()]
+  found = [Collective(*key[:3], *values, key[3]) for key, values in total.items()]
   return costs, sorted(found, key=lambda c: -c.bytes)
 
 
@@ -101,9 +112,12 @@ def _visit(
       if kind == "all-reduce" and name.startswith(SCATTERS):
         kind = "reduce-scatter"
       costs.exchanges[kind, _groups(i), _exchanged(i, body)] += times
+    elif i.kind == "send" and _quoted(i, TRANSFER):
+      costs.exchanges[_between_slices(i, body)] += times
     elif i.kind == "custom-call" and KERNEL in i.attributes:
       given = tuple(s for operand in i.operands if operand in body for s in body[operand].shapes)
-      costs.kernels[re.sub(r"\.\d+$", "", i.name), given, origin.REPEATED in i.source] += times
+      marked = (CROSS in i.source, origin.REPEATED in i.source)
+      costs.kernels[re.sub(r"\.\d+$", "", i.name), given, *marked] += times
     if not callers and i.kind not in FREE and not i.kind.endswith("-done"):
       costs.hbm_bytes += times * moved_bytes(i, body, program)
     trips = trip_count(i, body, program) if i.kind == "while" else 1
@@ -293,6 +307,24 @@ def _exchanged(i: Instruction, body: dict[str, Instruction]) -> float:
   return max(given, sum((s.bytes for s in parts), 0.0))
 
 
+TRANSFER, MEETING = "_xla_megascale_transfer_type", "_xla_host_transfer_rendezvous"
+"""Attributes of a send and a receive between slices: what both do, and a name that they share."""
+
+
+def _between_slices(i: Instruction, body: dict[str, Instruction]) -> tuple[str, str, float]:
+  """A send as a key of `Costs.exchanges`; bytes: the larger of what goes out and what comes in."""
+  kind = _quoted(i, TRANSFER).lower().replace("_", "-")
+  ends = [j for j in body.values() if j.kind in ("send", "recv")]
+  size = max(j.shapes[0].bytes for j in ends if _quoted(j, MEETING) == _quoted(i, MEETING))
+  return "collective-permute" if kind == "one-to-one" else kind, BETWEEN_SLICES, size
+
+
+def _quoted(i: Instruction, name: str) -> str | None:
+  """The value of `name="value"` within the attributes of an instruction."""
+  found = re.search(rf'\b{name}="([^"]*)"', i.attributes)
+  return found and found.group(1)
+
+
 GROUPS_BY_NAME = re.compile(
   r"mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
 )
@@ -307,13 +339,16 @@ def _groups(i: Instruction) -> str:
   return f"{value}"
 
 
-def span(groups: str, mesh: Sequence[tuple[str, int]]) -> tuple[tuple[str, ...], int]:
+def span(
+  groups: str, mesh: Sequence[tuple[str, int]], slices: int = 1
+) -> tuple[tuple[str, ...], int]:
   """(mesh axes along which the devices of a group differ, devices in a group).
 
-  groups: as XLA writes them: lists, `[4,2]<=[8]T(...)`, or as `GROUPS_BY_NAME`.
+  Args: groups: as XLA writes them: lists, `[4,2]<=[8]T(...)`, or as `GROUPS_BY_NAME`.  mesh,
+    slices: as of `walk`; groups are of the devices of one slice, the first ones.
   """
   sizes = [size for _, size in mesh]
-  devices = list(range(math.prod(sizes)))
+  devices = list(range(math.prod(sizes) // slices))
   members = _members(groups, devices)
   if members is None:
     return ("?",), 0

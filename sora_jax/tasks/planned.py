@@ -1,6 +1,11 @@
 """From a config to a plan: which program, on which mesh of which slice."""
 
 import math
+import re
+import tempfile
+from pathlib import Path
+
+from jax.sharding import Mesh
 
 from sora_jax import sharding
 from sora_jax.planning import report, topology
@@ -19,14 +24,18 @@ def run(
     chips on the data axis for the others.  quick: see
     `planning.compiled.compile_for`.  size, frames: of what is sampled or decoded; by default the
     most that the config's evaluation, or its world, shows.
-  Raises: ValueError for a config, topology or mesh that cannot be; RuntimeError without the TPU
-    compiler.
+  Raises: ValueError for a config, topology or mesh that cannot be, or a size or frames of a
+    training step; RuntimeError without the TPU compiler.
   """
-  there = topology.describe(name)
+  if program == "train" and (size is not None or frames is not None):
+    raise ValueError(
+      "--size and --frames are of what is sampled or decoded; a training step's clips are those of"
+      " the config: leave them out, or give --program=sample or vae_decode"
+    )
   shape = tuple(config["train"]["mesh"]) if program == "train" else (-1, 1, 1, 1)
-  if mesh:
-    shape = mesh_shape(mesh)
-  grid = sharding.make_mesh(shape, there.devices)
+  shape = mesh_shape(mesh) if mesh else shape
+  there = topology.describe(name)
+  grid = mesh_on(there, shape, f"--mesh={mesh}" if mesh else "config.train.mesh (see --mesh)")
   config["train"]["mesh"] = shape
   if program == "train":
     made = programs.train(config, grid)
@@ -39,25 +48,78 @@ def run(
   return report.make(made, there, grid, program, quick)
 
 
+def mesh_on(there: topology.Topology, shape: tuple[int, ...], given: str) -> Mesh:
+  """The mesh of a topology's devices.
+
+  Raises: ValueError that begins with `given`, which says where the shape is from, if they do not
+    make it.
+  """
+  try:
+    return sharding.make_mesh(shape, there.devices)
+  except ValueError as error:
+    raise ValueError(f"{given} on {there.name}: {error}") from error
+
+
+def check_search(config: dict, name: str, program: str, mesh: str, cut: bool) -> topology.Topology:
+  """Returns the topology on which meshes are tried, if there is something to try.
+
+  Args: cut: whether a size or frames are given.
+  Raises: ValueError for what a search does not take, and for what no mesh could mend in the config;
+    RuntimeError without the TPU compiler.
+  """
+  if program != "train":
+    raise ValueError(f"--search is for --program=train, not {program}; try --mesh by hand")
+  if config["task"] != "text_to_video":
+    raise ValueError(
+      f"--search tries rows of tokens, which config.task {config['task']!r} has not; try --mesh by"
+      " hand"
+    )
+  if mesh or cut:
+    raise ValueError(
+      f"--search chooses the mesh itself, for the clips of the config: leave out"
+      f" {f'--mesh={mesh}' if mesh else '--size and --frames'}, or plan without --search"
+    )
+  there = topology.describe(name)
+  programs.train(config, sharding.make_mesh((1, 1, 1, 1), there.devices[:1]))
+  return there
+
+
+def check_out(path: str) -> None:
+  """Raises an OSError, in words, if no file can be written there."""
+  try:
+    if Path(path).is_dir():
+      raise IsADirectoryError(None, "it is a folder")
+    tempfile.TemporaryFile(dir=Path(path).parent).close()
+  except OSError as error:
+    raise OSError(
+      f"--out={path} cannot be written: {error.strerror}; name a file in a folder that is there and"
+      " can be written"
+    ) from error
+
+
 def mesh_shape(text: str) -> tuple[int, ...]:
-  """(data, fsdp, context, tensor) of "data=2,fsdp=64"; axes that are not named are 1.
+  """(data, fsdp, context, tensor) of "data=2,fsdp=64"; axes that are not named are 1, one may be
+  -1.
 
   Raises: ValueError for what is no such list.
   """
-  sizes = dict.fromkeys(sharding.MESH_AXES, 1)
+  sizes = {}
   for part in text.split(","):
     axis, _, size = part.partition("=")
-    if axis not in sizes or not size.lstrip("-").isdigit():
+    if axis not in sharding.MESH_AXES or not re.fullmatch("-1|[0-9]+", size):
       raise ValueError(
         f"--mesh={text}: {part!r} is no AXIS=SIZE; axes: {', '.join(sharding.MESH_AXES)}"
       )
+    if axis in sizes:
+      raise ValueError(f"--mesh={text}: {axis} is given twice; give each axis once")
     sizes[axis] = int(size)
-  return tuple(sizes.values())
+  return tuple(sizes.get(axis, 1) for axis in sharding.MESH_AXES)
 
 
 def size_of(text: str) -> tuple[int, int]:
   """(width, height) of "1920x1080".  Raises: ValueError for what is no size."""
-  sides = text.split("x")
-  if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+  found = re.fullmatch("([0-9]+)x([0-9]+)", text)
+  width, height = (int(side) for side in found.groups()) if found else (0, 0)
+  if not width * height:
     raise ValueError(f"--size={text}: expected WIDTHxHEIGHT in pixels, like 1920x1080")
-  return int(sides[0]), int(sides[1])
+  return width, height

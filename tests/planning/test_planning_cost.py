@@ -1,6 +1,7 @@
 """From counts to seconds, and topologies by name."""
 
 import collections
+import re
 
 import pytest
 
@@ -11,8 +12,8 @@ from sora_jax.planning.walk import Collective, Costs
 V5P = topology.CHIPS["v5p"]
 
 
-def exchange(kind, size=600e9, group=8, axes=("fsdp",)):
-  return Collective(kind, axes, group, size, 1.0)
+def exchange(kind, size=600e9, group=8, axes=("fsdp",), between_slices=False):
+  return Collective(kind, axes, group, size, 1.0, between_slices)
 
 
 @pytest.mark.parametrize(
@@ -25,36 +26,46 @@ def test_an_exchange_takes_what_a_chips_links_need(kind, seconds):
   assert cost.exchange_seconds(exchange(kind, group=1), V5P) == 0
 
 
-def test_between_slices_the_slow_network_counts():
-  here = exchange("all-reduce", size=1e9, axes=("data",))
-  near = cost.exchange_seconds(here, V5P)
-  far = cost.exchange_seconds(here, V5P, {"data": 2})
-  assert far == pytest.approx(2 * 1e9 / 2 / 4 / V5P.dcn_rate)
-  assert far > near
+@pytest.mark.parametrize(
+  "kind, slices, times",
+  [("all-reduce", 2, 1.0), ("all-reduce", 4, 1.5), ("all-gather", 4, 0.75),
+   ("collective-permute", 2, 1.0)],
+)  # fmt: skip
+def test_between_slices_the_slow_network_counts(kind, slices, times):
+  far = exchange(kind, 1e9, slices, ("data",), between_slices=True)
+  assert cost.exchange_seconds(far, V5P) == pytest.approx(times * 1e9 / V5P.dcn_rate)
+  # on the same axis, within a slice
+  near = exchange(kind, 1e9, slices, ("data",))
+  assert cost.exchange_seconds(near, V5P) < 0.1 * times * 1e9 / V5P.dcn_rate
 
 
-def test_the_bound_is_the_largest_of_three():
+@pytest.mark.parametrize("far, network", [(0.5 * 6.2e9, 7 / 8), (1.5 * 6.2e9, 1.5)])
+def test_the_bound_is_the_largest_of_three(far, network):
+  """Exchanges within a slice and between two may overlap."""
   costs = Costs(dot_flops=459e12, recomputed_flops=459e12, hbm_bytes=2765e9)
-  b = cost.bound(costs, cost.Kernels(0.0, 0.0), [exchange("all-gather")], V5P)
-  assert b == pytest.approx((2.0, 1.0, 7 / 8))
+  between = exchange("all-reduce", far, 2, ("data",), between_slices=True)
+  b = cost.bound(costs, cost.Kernels(0.0, 0.0), [exchange("all-gather"), between], V5P)
+  assert b == pytest.approx((2.0, 1.0, network))
   assert b.seconds == 2.0 and b.reason == "compute"
   assert cost.model_flop_use(459e12 * 4, b.seconds, V5P, 4) == pytest.approx(0.5)
 
 
 def test_kernels_cost_what_their_blocks_do():
+  """Texts may be as long as the tokens that a device holds."""
   shape = lambda *dims: Shape("bf16", dims)  # noqa: E731
-  table, q, k, words = Shape("s32", (1, 8, 8)), shape(2, 64, 16), shape(2, 64, 16), shape(2, 32, 16)
+  table, q, words = Shape("s32", (1, 8, 8)), shape(2, 64, 16), shape(2, 32, 16)
   mask = Shape("s8", (1, 8, 8))
   kernels = collections.Counter({
-    ("splash_mha_fwd_segmented_residuals", (table, table, q, k, k), False): 3,
-    ("splash_mha_fwd_segmented_residuals", (table, table, q, k, k), True): 3,
-    ("splash_mha_dq_segmented_no_residuals", (mask, table, q, words, words), False): 1,
+    ("splash_mha_fwd_segmented_residuals", (table, table, q, q, q), False, False): 3,
+    ("splash_mha_fwd_segmented_residuals", (table, table, q, q, q), False, True): 3,
+    ("splash_mha_fwd_segmented_residuals", (table, table, q, q, q), True, False): 1,
+    ("splash_mha_dq_segmented_no_residuals", (mask, table, q, words, words), True, False): 1,
   })  # fmt: skip
   done, again = cost.kernel_flops(Costs(kernels=kernels), near=0.25, far=0.5)
   forward = 2 * 2 * 2 * 64 * 64 * 16 * 3 * 0.25
   assert again == forward
-  assert done == forward + 3 * 2 * 2 * 64 * 32 * 16 * 0.5
-  kernels["my_kernel", (q,), False] = 1
+  assert done == forward + (2 * 64 + 3 * 32) * 2 * 2 * 64 * 16 * 0.5
+  kernels["my_kernel", (q,), False, False] = 1
   with pytest.raises(ValueError, match="no formula for the kernel 'my_kernel'"):
     cost.kernel_flops(Costs(kernels=kernels), 1.0, 1.0)
 
@@ -68,10 +79,31 @@ def test_topologies_are_read(name, parts):
   assert topology.parse(name) == parts
 
 
-@pytest.mark.parametrize("name", ["v5p", "v5p:4x4", "v5e:0x4", "v9:2x2", "0*v5e:2x2", "v5e:axb"])
+@pytest.mark.parametrize(
+  "name",
+  ["v5p", "v5p:4x4", "v5e:0x4", "v9:2x2", "0*v5e:2x2", "v5e:axb", "v5e:2x²", "²*v5e:1x1",
+   "1*2*v5e:1x1"],
+)  # fmt: skip
 def test_what_is_no_topology_is_named_with_the_form_of_one(name):
   with pytest.raises(ValueError, match=r"give CHIP:SHAPE.*chips: v5e, v5p, v6e"):
     topology.parse(name)
+
+
+@pytest.mark.parametrize(
+  "name, allowed",
+  [("v5e:64x64", "1x1, 2x2, .*16x16;"), ("2*v6e:2x256", "1x1, 2x2, .*16x16;"),
+   ("v5p:2x2x3", "2x4x4, or sides that are multiples of 4 with at most 6144 chips"),
+   ("v5p:16x16x28", "at most 6144 chips")],
+)  # fmt: skip
+def test_a_slice_that_does_not_exist_is_refused_with_those_that_do(name, allowed):
+  with pytest.raises(ValueError, match=f"{re.escape(name)}.*has no such slice.*{allowed}"):
+    topology.parse(name)
+
+
+@pytest.mark.parametrize("name, hosts", [("v5e:2x2", 1), ("2*v5e:2x2", 2), ("2*v5p:4x4x4", 32)])
+def test_each_slice_has_hosts_of_its_own(name, hosts):
+  chip, shape, slices = topology.parse(name)
+  assert topology.Topology(name, topology.CHIPS[chip], shape, slices, []).hosts == hosts
 
 
 @pytest.mark.parametrize(

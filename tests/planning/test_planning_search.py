@@ -53,6 +53,18 @@ def test_meshes_divide_what_they_share_out():
   assert not [mesh for mesh in search.meshes(FIRST, SHAPE, 8) if mesh[3] == 4]  # of 6 heads
 
 
+@pytest.mark.parametrize(
+  "mesh, chips, found",
+  [((2, 2, 1, 2), 8, (2, 2, 1, 2)), ((-1, 2, 2, 1), 8, (2, 2, 2, 1)), ((8, 1, 1, 1), 8, None),
+   ((2, 4, 1, 1), 4, None)],
+)  # fmt: skip
+def test_the_configs_own_mesh_is_tried_where_it_can_be(mesh, chips, found):
+  told = []
+  search.search(FIRST._replace(mesh=mesh, rows=4), SHAPE, chips, plan, told.append)
+  meshes = [one.choice.mesh for one in told]
+  assert meshes[0] == found if found else mesh not in meshes
+
+
 def test_longer_rows_hold_as_many_more_clips_and_words():
   longer = FIRST.longer(2)
   assert longer.rows * longer.row_len == FIRST.rows * FIRST.row_len

@@ -58,12 +58,14 @@ ENTRY %main (a: f32[64]) -> f32[16] {
 MESH = (("data", 4), ("fsdp", 2))
 
 
-def test_loops_are_multiplied_and_what_is_computed_twice_is_kept_apart():
-  costs, _ = walk.walk(hlo.parse(TEXT), MESH)
+@pytest.mark.parametrize("scope, to_words", [("attention", False), ("cross/shard_map", True)])
+def test_loops_are_multiplied_and_kinds_of_work_kept_apart(scope, to_words):
+  text = TEXT.replace('op_name="jit(step)/attention"', f'op_name="jit(step)/blocks/{scope}"')
+  costs, _ = walk.walk(hlo.parse(text), MESH)
   assert costs.dot_flops == 34 * 2 * 32 * 8 * 16
   assert costs.recomputed_flops == 34 * 2 * 32 * 8 * 16
-  (((name, _, again), times),) = costs.kernels.items()
-  assert (name, again, times) == ("splash_mha_fwd", False, 34)
+  (((name, _, *marks), times),) = costs.kernels.items()
+  assert (name, *marks, times) == ("splash_mha_fwd", to_words, False, 34)
 
 
 NAMED = "jit(step)/transpose(jvp(M))/checkpoint/"
@@ -174,6 +176,11 @@ def test_of_a_stack_only_the_slice_is_read_and_fast_memory_is_free():
 def test_groups_are_read_as_xla_writes_them(groups, members):
   axes = {2: ("fsdp",), 4: ("data",), 8: ("data", "fsdp")}[len(members)]
   assert walk.span(groups, MESH) == (axes, len(members))
+
+
+def test_a_program_of_several_slices_names_the_devices_of_one():
+  assert walk.span("{}", MESH, slices=2) == (("data", "fsdp"), 4)
+  assert walk.span("{{0,2},{1,3}}", MESH, slices=2) == (("data",), 2)
 
 
 @pytest.mark.parametrize(

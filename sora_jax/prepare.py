@@ -86,10 +86,10 @@ def main(argv: list[str]) -> int:
     report = ingest.ingest(
       pathlib.Path(INPUT.value), folder, config, overwrite=OVERWRITE.value, progress=Progress()
     )
+    return finish(folder, report)
   except (OSError, ValueError) as error:
     logging.error("%s", error)
     return 1
-  return finish(folder, report)
 
 
 def finish(folder: pathlib.Path, report: dict) -> int:
@@ -97,12 +97,20 @@ def finish(folder: pathlib.Path, report: dict) -> int:
 
   Where nothing was kept and `folder` holds a former set, that set and its report stay, and the new
   report becomes `report.failed.json`.
+  Raises: OSError if the report cannot be written.
   """
   former = not report["num_clips"] and index_path(folder).exists()
   failed = folder / "report.failed.json"
-  failed.unlink(missing_ok=True)
   path = failed if former else folder / "report.json"
-  write_json(path, report)
+  try:
+    failed.unlink(missing_ok=True)
+    write_json(path, report)
+  except OSError as error:
+    again = "the clips are whole; make room, and for the report run it again with --overwrite"
+    raise OSError(
+      f"{path} cannot be written: {error.strerror}; "
+      f"{again if report['num_clips'] else 'make room, and run the same command again'}"
+    ) from error
   for line in report["rejected"]:
     logging.warning("rejected %s: %s", line["file"], line["reason"])
   for line in report["warnings"]:

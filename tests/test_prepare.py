@@ -4,6 +4,7 @@ import fractions
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sora_jax.data import ingest
+from sora_jax.data import ingest, shard_writer
 from sora_jax.data.captions import Captions
 from sora_jax.data.clips import MediaError, decode, write_video
 from sora_jax.data.ingest import IngestConfig
@@ -27,13 +28,19 @@ def film(path, T=10, W=40, H=30, fps=10):
   return video
 
 
-def command(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "sora_jax.prepare", *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+def command(*arguments, file_bytes=None):
+  """Runs the command; `file_bytes`: what the disk takes of a file."""
+  former = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes or former[0], former[1]))
+  try:
+    return subprocess.run(
+      [sys.executable, "-m", "sora_jax.prepare", *map(str, arguments)],
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 def report_of(folder):
@@ -71,7 +78,7 @@ def test_the_command_accounts_for_every_file(tmp_path):
   assert source[1].fps is None
   assert "5/5 files" in result.stderr and "s left" in result.stderr
   assert sorted(p.name for p in out.iterdir()) == [
-    "clips-00000-of-00001.array_record",
+    source.index["shards"][0]["file"],
     "clips.index.json",
     "report.json",
   ]
@@ -248,6 +255,63 @@ def test_overwriting_with_nothing_keeps_the_former_set(tmp_path):
   film(root / "a.mkv", T=3)
   assert command("--input", root, "--output", out, "--overwrite").returncode == 0
   assert not failed.exists() and report_of(out)["kept"][0]["num_frames"] == 3
+
+
+@pytest.mark.parametrize("file_bytes", [300_000, 1_000_000])  # of one file's spool, of the shard
+def test_a_full_disk_ends_the_job_and_leaves_the_former_set(tmp_path, file_bytes):
+  root, out = tmp_path / "in", tmp_path / "out"
+  film(root / "f0.mkv", T=2)
+  assert command("--input", root, "--output", out).returncode == 0
+  before = {path.name: path.read_bytes() for path in out.iterdir()}
+  for name in ("f1.mkv", "f2.mkv"):
+    film(root / name, W=160, H=160)
+  arguments = "--input", root, "--output", out, "--overwrite", "--short_side=160"
+  result = command(*arguments, file_bytes=file_bytes)
+  assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+  error = result.stderr.splitlines()[-1]
+  assert f" {out}" in error and "cannot be written: File too large. Make room" in error
+  assert "rejected" not in result.stderr
+  assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+  assert command(*arguments).returncode == 0 and len(ShardSource(out)) == 3
+
+
+def test_memory_that_writing_lacks_is_the_fault_of_the_file(tmp_path, monkeypatch):
+  film(tmp_path / "in" / "a.mkv")
+
+  def write(writer, clip):
+    raise shard_writer.WriteError(reason)
+
+  monkeypatch.setattr(shard_writer.ShardWriter, "write", write)
+  arguments = str(tmp_path / "in" / "a.mkv"), "a.mkv", {}, str(tmp_path / "out"), IngestConfig()
+  reason = "out cannot be written: Resource temporarily unavailable"
+  assert "needs more than max_memory" in ingest.decode_file(*arguments)["reason"]
+  reason = "out cannot be written: No space left on device"
+  with pytest.raises(shard_writer.WriteError, match="No space"):
+    ingest.decode_file(*arguments)
+
+
+def test_a_report_that_cannot_be_written_is_said_in_one_line(tmp_path):
+  root, out = tmp_path / "in", tmp_path / "out"
+  film(root / "a.mkv")
+  (out / "report.json").mkdir(parents=True)
+  result = command("--input", root, "--output", out)
+  assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+  assert "report.json cannot be written: Is a directory; the clips are whole" in result.stderr
+  assert len(ShardSource(out)) == 1 and not list(out.glob(".*"))
+  (out / "report.json").rmdir()
+  assert command("--input", root, "--output", out, "--overwrite").returncode == 0
+
+
+def test_what_a_killed_job_left_goes_with_the_next(tmp_path):
+  film(tmp_path / "in" / "a.mkv")
+  child = subprocess.Popen(["true"])
+  child.wait()
+  place = shard_writer.owner().rpartition(".")[0]
+  gone, runs = (tmp_path / "out" / f".spool.{place}.{n}" for n in (child.pid, os.getppid()))
+  for spool in (gone, runs):
+    (spool / "0").mkdir(parents=True)
+  run_ingest(tmp_path / "in", tmp_path / "out")
+  assert not gone.exists() and runs.exists()
 
 
 def test_pipes_are_not_opened(tmp_path):

@@ -19,7 +19,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from configs import tiny
 from sora_jax.data.pipeline import PipelineConfig, packed_rows
-from sora_jax.data.records import Clip, ShardSource, ShardWriter
+from sora_jax.data.records import Clip, ShardSource
+from sora_jax.data.shard_writer import ShardWriter
 from sora_jax.data.stats import PackStats
 from sora_jax.data.tokenizers import load
 from sora_jax.ops.patchify import patchify

@@ -2,9 +2,11 @@
 
 Each file is decoded in a process of its own, with a limit on memory and on time, into a spool
 folder; only a file that turned out whole is moved into the shards. So a file that crashes a
-decoder, hangs it or unfolds to gigabytes costs one line of the report and nothing else.
+decoder, hangs it or unfolds to gigabytes costs one line of the report and nothing else. A disk
+that is full is no fault of a file: it ends the job.
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
@@ -17,10 +19,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sora_jax.data import clips, pictures, records
+from sora_jax.data import clips, pictures, records, shard_writer
 from sora_jax.data.captions import Captions, shown_name
 from sora_jax.data.clips import MediaError
 from sora_jax.data.records import Clip
+from sora_jax.data.shard_writer import ShardWriter, WriteError
 
 SUFFIXES = frozenset(
   ".3g2 .3gp .avi .flv .gif .m2ts .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm "
@@ -100,8 +103,9 @@ def ingest(
   Args: progress: called as (files done, files, bytes done, bytes) after each file.
   Returns: the report: `kept`, `rejected`, `ignored`, `warnings`, `num_clips`, `config`.
   Raises: FileNotFoundError; FileExistsError if `folder` holds a finished set and `overwrite` is
-  off; ValueError if there is no media file. With nothing kept no shard is written, a former
-  set stays, and `num_clips` is 0.
+  off; ValueError if there is no media file; WriteError if `folder` cannot be written, which leaves
+  a former set and nothing else. With nothing kept no shard is written, a former set stays, and
+  `num_clips` is 0.
   """
   if not root.is_dir():
     raise FileNotFoundError(f"no folder {root}")
@@ -112,19 +116,21 @@ def ingest(
   jobs = [(path, shown_name(path, root), captions.of(path)) for path in media]
   report = {"kept": [], "rejected": [], "ignored": [shown_name(path, root) for path in others]}
   total, done = sum(_bytes(path) for path in media), 0
-  writer = records.ShardWriter(folder, config=dataclasses.asdict(config), overwrite=overwrite)
-  spool = folder / f".spool.{os.getpid()}"
+  writer = ShardWriter(folder, config=dataclasses.asdict(config), overwrite=overwrite)
+  shard_writer.remove_unfinished(folder, ".spool")
+  spool = folder / f".spool.{shard_writer.owner()}"
   try:
-    for k, result in enumerate(_decode_all(jobs, spool, config)):
-      if "reason" in result:
-        report["rejected"].append({"file": jobs[k][1], "reason": result["reason"]})
-      else:
-        report["kept"].append({"file": jobs[k][1], **result})
-        _move(spool / str(k), writer)
-      shutil.rmtree(spool / str(k), ignore_errors=True)
-      done += _bytes(media[k])
-      if progress is not None:
-        progress(k + 1, len(media), done, total)
+    with contextlib.closing(_decode_all(jobs, spool, config)) as results:
+      for k, result in enumerate(results):
+        if "reason" in result:
+          report["rejected"].append({"file": jobs[k][1], "reason": result["reason"]})
+        else:
+          report["kept"].append({"file": jobs[k][1], **result})
+          _move(spool / str(k), writer)
+        shutil.rmtree(spool / str(k), ignore_errors=True)
+        done += _bytes(media[k])
+        if progress is not None:
+          progress(k + 1, len(media), done, total)
     report |= {"num_clips": len(writer), "warnings": captions.warnings}
     report["config"] = dataclasses.asdict(config)
     if len(writer):
@@ -140,10 +146,11 @@ def decode_file(path: str, name: str, captions: dict, spool: str, config: Ingest
 
   Returns: the file's line in the report: `width`, `height`, `num_frames`, `fps` as displayed, and
   `clips`, `stored_size`, `stored_frames`; or `reason` alone.
+  Raises: WriteError if `spool` cannot be written.
   """
   try:
     with clips.Reader(path, short_side=config.short_side, max_pixels=config.max_pixels) as reader:
-      with records.ShardWriter(spool) as writer:
+      with ShardWriter(spool) as writer:
         stored = _store(reader, name, captions, writer, config)
       if reader.damage and not config.salvage:
         raise MediaError(reader.damage)
@@ -159,6 +166,8 @@ def decode_file(path: str, name: str, captions: dict, spool: str, config: Ingest
     reason = pictures.one_line(error, path)
   except Exception as error:  # one bad file must not end the job, whatever it does to a decoder
     reason = f"{type(error).__name__}: {pictures.one_line(error, path)}"
+    if isinstance(error, WriteError) and not any(sign in reason for sign in _OUT_OF_MEMORY):
+      raise
   if any(sign in reason for sign in _OUT_OF_MEMORY):
     reason = f"needs more than max_memory={config.max_memory} bytes ({reason})"
   return {"reason": reason}
@@ -207,7 +216,10 @@ def _spool(writer, name, captions, held, piece, reader, config) -> int:
 
 
 def _decode_all(jobs: list, spool: pathlib.Path, config: IngestConfig) -> Iterator[dict]:
-  """Results in the order of the jobs, from at most `processes` children at once."""
+  """Results in the order of the jobs, from at most `processes` children at once.
+
+  Raises: WriteError once a child could not write its spool.
+  """
   context = multiprocessing.get_context("forkserver")  # a clean parent: no threads, no accelerator
   context.set_forkserver_preload(["sora_jax.data.ingest"])
   running, results, following = {}, {}, 0
@@ -249,6 +261,8 @@ def _collect(running: dict, config: IngestConfig) -> dict[int, dict]:
       except EOFError:
         process.join()
         results[k] = {"reason": f"the decoder died with exit code {process.exitcode}"}
+      if isinstance(results[k], WriteError):
+        raise results[k]
     elif time.monotonic() >= deadline:
       results[k] = {"reason": f"takes longer than timeout={config.timeout:g} seconds to decode"}
     else:
@@ -266,7 +280,11 @@ def _child(sender, path, name, captions, spool, config) -> None:
   limit = pages * resource.getpagesize() + config.max_memory
   if pages and (hard == resource.RLIM_INFINITY or limit < hard):
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-  sender.send(decode_file(path, name, captions, spool, config))
+  try:
+    result = decode_file(path, name, captions, spool, config)
+  except WriteError as error:
+    result = error
+  sender.send(result)
   sender.close()
 
 
@@ -274,7 +292,7 @@ def _has_proc() -> bool:
   return pathlib.Path("/proc/self/statm").exists()
 
 
-def _move(spool: pathlib.Path, writer: records.ShardWriter) -> None:
+def _move(spool: pathlib.Path, writer: ShardWriter) -> None:
   source = records.ShardSource(spool)
   for i in range(len(source)):
     writer.write_bytes(source.read_bytes(i))

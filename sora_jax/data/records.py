@@ -3,14 +3,12 @@
 A record is a safetensors container (tensors `video` uint8 [T, H, W, 3], `latent` float32
 [t, h, w, Z], and of each prompt n `known_n` uint8 [t, h, w, F] and `canvas_n` float16
 [t, h, w, Z], all optional) whose metadata holds the rest as JSON; `docs/data.md` documents it to
-the byte. A set of shards is `PREFIX-00000-of-00004.array_record`, ... and `PREFIX.index.json`,
-which is written last: a folder without the index holds no finished set. Record and shard stay in
-one file although it is long: neither is read or written without the other.
+the byte. A set of shards is `PREFIX-00000-of-00004-0a1b2c3d.array_record`, ... and
+`PREFIX.index.json`, which is written last: a folder without the index holds no finished set.
+`data/shard_writer.py` writes sets; here they are read.
 """
 
-import collections
 import dataclasses
-import hashlib
 import json
 import operator
 import os
@@ -26,7 +24,6 @@ RECORD_VERSION = 1
 """Layout of one record; a reader refuses any other."""
 INDEX_VERSION = 1
 """Layout of `PREFIX.index.json`."""
-_WRITER_OPTIONS = "group_size:1,zstd:3"  # one record per chunk: a read decompresses one clip
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access, no threads
 _DTYPES = {"U8": np.dtype(np.uint8), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 
@@ -100,7 +97,10 @@ class Clip:
 
 
 def to_bytes(clip: Clip) -> bytes:
-  """Packs a clip into one record. Raises: ValueError if `captions` or `truth` are not JSON."""
+  """Packs a clip into one record, the same clip into the same bytes.
+
+  Raises: ValueError if `captions` or `truth` are not JSON.
+  """
   tensors = {}
   if clip.video_THWC is not None:
     tensors["video"] = np.ascontiguousarray(clip.video_THWC)
@@ -127,7 +127,11 @@ def to_bytes(clip: Clip) -> bytes:
   except (TypeError, ValueError) as error:
     raise ValueError(f"clip {clip.id!r}: captions and truth must be JSON: {error}") from error
   metadata = {"format": "sora_jax.clip", "version": str(RECORD_VERSION), "clip": text}
-  return safetensors.numpy.save(tensors, metadata)
+  data = safetensors.numpy.save(tensors, metadata)
+  header, start = _header(data)  # its metadata are in another order each time
+  head = json.dumps(header, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+  head += b" " * (-len(head) % 8)
+  return struct.pack("<Q", len(head)) + head + data[start:]
 
 
 def from_bytes(data: bytes) -> Clip:
@@ -184,141 +188,14 @@ def _tensor(data: bytes, start: int, entry: dict | None) -> np.ndarray | None:
   return np.frombuffer(data, dtype, count, start + begin).reshape(shape)
 
 
-class ShardWriter:
-  """Writes clips into shards; nothing bears its final name before `close`.
-
-  Use as a context manager: an error inside leaves no shard behind.
-
-  Args:
-    folder: made if missing.
-    shard_size: clips per shard at most.
-    prefix: name of the set; a folder may hold several ("clips", "latents-0a1b2c3d").
-    config: JSON-able, kept in the index: what made the set.
-    overwrite: replaces a finished set of this prefix; False refuses.
-  """
-
-  def __init__(
-    self,
-    folder: str | os.PathLike,
-    shard_size: int = 1024,
-    prefix: str = "clips",
-    *,
-    config: dict | None = None,
-    overwrite: bool = False,
-    shard_bytes: int = 1 << 28,
-  ):
-    if shard_size < 1 or shard_bytes < 1:
-      raise ValueError(f"shard_size={shard_size}, shard_bytes={shard_bytes}; both must be positive")
-    self.folder, self.prefix = pathlib.Path(folder), prefix
-    self._limits, self._config = (shard_size, shard_bytes), json.loads(json.dumps(config or {}))
-    if index_path(folder, prefix).exists() and not overwrite:
-      raise FileExistsError(
-        f"{self.folder} already holds a finished set of shards {prefix!r}; "
-        "choose another folder or pass overwrite=True"
-      )
-    self.folder.mkdir(parents=True, exist_ok=True)
-    self._counts: list[int] = []
-    self._shapes: collections.Counter[str] = collections.Counter()
-    self._writer, self._bytes, self._done = None, 0, False
-    self._content = hashlib.sha256()
-
-  def __len__(self) -> int:
-    """Clips written so far."""
-    return sum(self._counts)
-
-  def write(self, clip: Clip) -> None:
-    """Appends a clip."""
-    self.write_bytes(to_bytes(clip))
-
-  def write_bytes(self, record: bytes) -> None:
-    """Appends what `to_bytes` gave, perhaps in another process."""
-    if self._done:
-      raise ValueError(f"the writer of {self.prefix!r} in {self.folder} is closed")
-    T, H, W = from_bytes(record).pixel_shape
-    shard_size, shard_bytes = self._limits
-    if self._writer and (self._counts[-1] >= shard_size or self._bytes >= shard_bytes):
-      self._close_shard()
-    if self._writer is None:
-      path = self._temporary(len(self._counts))
-      self._writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-      self._counts.append(0)
-      self._bytes = 0
-    self._writer.write(record)
-    self._content.update(record)
-    self._counts[-1] += 1
-    self._bytes += len(record)
-    self._shapes[f"{T}x{H}x{W}"] += 1
-
-  def close(self) -> None:
-    """Gives the shards their names and writes the index. Raises: ValueError if there is no clip."""
-    if self._done:
-      return
-    if not self._counts:
-      raise ValueError(f"no clip was written to {self.prefix!r} in {self.folder}")
-    self._close_shard()
-    temporaries = [self._temporary(k) for k in range(len(self._counts))]
-    shards = [
-      {"file": shard_name(self.prefix, k, len(self._counts)), "count": count}
-      for k, count in enumerate(self._counts)
-    ]
-    for shard, path in zip(shards, temporaries):
-      shard["bytes"] = path.stat().st_size
-    index = {
-      "version": INDEX_VERSION,
-      "record_version": RECORD_VERSION,
-      "count": len(self),
-      "content": self._content.hexdigest(),
-      "shards": shards,
-      "shapes_THW": dict(sorted(self._shapes.items())),
-      "config": self._config,
-    }
-    index_path(self.folder, self.prefix).unlink(missing_ok=True)
-    for old in self.folder.glob(f"{self.prefix}-?????-of-?????.array_record"):
-      old.unlink()
-    for shard, path in zip(shards, temporaries):
-      os.replace(path, self.folder / shard["file"])
-    write_json(index_path(self.folder, self.prefix), index)
-    self._done = True
-
-  def abort(self) -> None:
-    """Removes what was written so far."""
-    if self._done:
-      return
-    if self._writer:
-      self._close_shard()
-    for k in range(len(self._counts)):
-      self._temporary(k).unlink(missing_ok=True)
-    self._done = True
-
-  def _temporary(self, k: int) -> pathlib.Path:
-    return self.folder / f".{self.prefix}-{k:05d}.{os.getpid()}.tmp"
-
-  def _close_shard(self) -> None:
-    self._writer.close()
-    self._writer = None
-
-  def __enter__(self) -> "ShardWriter":
-    return self
-
-  def __exit__(self, error_type, error, trace) -> None:
-    if error_type is not None:
-      self.abort()
-      return
-    try:
-      self.close()
-    except BaseException:
-      self.abort()
-      raise
-
-
 class ShardSource:
   """Random access to a set of shards: `source[i]` is clip i.
 
   Picklable; every process opens its own readers when it first reads, so it may be forked, spawned
   and read from threads.
 
-  Raises: FileNotFoundError for a missing folder, set or shard; ValueError for a truncated shard or
-  another version.
+  Raises: FileNotFoundError for a missing folder, set or shard; ValueError for a truncated shard, a
+  damaged index or another version.
   """
 
   def __init__(self, folder: str | os.PathLike, prefix: str = "clips"):
@@ -328,11 +205,11 @@ class ShardSource:
     for shard in self.index["shards"]:
       path = self.folder / shard["file"]
       if not path.is_file():
-        raise FileNotFoundError(f"shard {path} is missing; build the shards again")
+        raise FileNotFoundError(f"shard {path} is missing; {self._remedy()}")
       if path.stat().st_size != shard["bytes"]:
         raise ValueError(
           f"shard {path} holds {path.stat().st_size} bytes of {shard['bytes']}: it is truncated or "
-          "was replaced; copy or build the shards again"
+          f"was replaced; {self._remedy()}"
         )
     self._readers: dict = {}
 
@@ -360,7 +237,7 @@ class ShardSource:
 
   def read_bytes(self, i: SupportsIndex) -> bytes:
     """The record of clip i as stored. Raises: IndexError; ValueError naming a shard that is gone or
-    has changed, which the checksums of its chunks tell."""
+    has changed, which its size and the checksums of its chunks tell, or a set that was replaced."""
     i = operator.index(i)
     if not -len(self) <= i < len(self):
       raise IndexError(f"clip {i} of {len(self)} in {self.folder}")
@@ -382,6 +259,8 @@ class ShardSource:
       reader = array_record_module.ArrayRecordReader(str(path), _READER_OPTIONS)
       if not reader.ok() or reader.num_records() != shard["count"]:
         raise self._fault(k, f"it holds {reader.num_records()} of {shard['count']} clips")
+      if (size := path.stat().st_size) != shard["bytes"]:  # whole, but not what was opened
+        raise self._fault(k, f"it holds {size} bytes")
       self._readers.setdefault(key, reader)
     return self._readers[key]
 
@@ -390,21 +269,33 @@ class ShardSource:
     shard = self.index["shards"][k]
     path = self.folder / shard["file"]
     what = f"is damaged ({why})" if path.is_file() else "is missing"
+    remedy = self._remedy()
+    if self._was_replaced():
+      return ValueError(
+        f"the set {self.prefix!r} in {self.folder} was replaced while it was read, by a run that "
+        f"shares the folder: shard {path} {what}. Give each run a folder of its own, then run the "
+        "same command again"
+      )
     return ValueError(
       f"shard {path} {what}; expected the {shard['count']} clips and {shard['bytes']} bytes that "
-      "were written. Copy or build the shards again, then run the same command again"
+      f"were written. {remedy[0].upper()}{remedy[1:]}"
     )
+
+  def _was_replaced(self) -> bool:
+    try:
+      return _read_index(self.folder, self.prefix)["shards"] != self.index["shards"]
+    except (OSError, ValueError):
+      return False
+
+  def _remedy(self) -> str:
+    index = index_path(self.folder, self.prefix)
+    return f"copy it again, or delete {index} and run the command that made the set again"
 
   def __getstate__(self) -> dict:
     return self.__dict__ | {"_readers": {}}
 
   def __repr__(self) -> str:
     return f"ShardSource({str(self.folder)!r}, prefix={self.prefix!r}, clips={len(self)})"
-
-
-def shard_name(prefix: str, k: int, count: int) -> str:
-  """File name of shard k of `count`."""
-  return f"{prefix}-{k:05d}-of-{count:05d}.array_record"
 
 
 def index_path(folder: str | os.PathLike, prefix: str = "clips") -> pathlib.Path:
@@ -416,8 +307,17 @@ def write_json(path: str | os.PathLike, value: dict) -> None:
   """Writes indented JSON whole or not at all."""
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-  os.replace(temporary, path)
+  try:
+    temporary.write_text(json_text(value))
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+def json_text(value: dict) -> str:
+  """Indented JSON, as `write_json` writes it."""
+  return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _read_index(folder: pathlib.Path, prefix: str) -> dict:
@@ -434,10 +334,14 @@ def _read_index(folder: pathlib.Path, prefix: str) -> dict:
     index = json.loads(path.read_text())
     version, record_version = index["version"], index["record_version"]
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} is damaged ({error!r}); build the shards again") from error
+    raise ValueError(
+      f"{path} is damaged ({error!r}); copy it again, or delete it and run the command that made "
+      "the set again"
+    ) from error
   if (version, record_version) != (INDEX_VERSION, RECORD_VERSION):
     raise ValueError(
       f"{path}: index version {version}, record version {record_version}; this package reads "
-      f"{INDEX_VERSION} and {RECORD_VERSION}. Build the shards again"
+      f"{INDEX_VERSION} and {RECORD_VERSION}. Delete it and run the command that made the set "
+      "again, or install the version of sora_jax that wrote it"
     )
   return index

@@ -107,7 +107,8 @@ def split(films: list[str], validation: int) -> tuple[list[int], list[int]]:
 def rendered(world: WorldConfig, folder: Path, processes: int) -> records.ShardSource:
   """The shards of a world, rendered into `folder` if they are not there.
 
-  Raises: ValueError if the folder holds another world.
+  Raises: ValueError if the folder holds another world; what `ShardSource` raises if its shards are
+  damaged or gone, and how to have them rendered again.
   """
   if not records.index_path(folder, "clips").is_file():
     World(world)

@@ -1,4 +1,4 @@
-"""Latents, made once and kept beside the clips: shards `latents-<hash8>`, aligned by index.
+"""Latents, made once and kept beside the clips: shards `latents-<hash8>-by<size>`, by index.
 
 Canvases of image and video prompts, which are encoded as well, go into shards of their own name.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from sora_jax.data import crop, known, prompt_mix, records, transforms
+from sora_jax.data import crop, known, prompt_mix, records, shard_writer, transforms
 from sora_jax.data.prompt_mix import PromptMix
 
 CHUNK = 1024
@@ -44,8 +44,9 @@ class LatentConfig:
 
   @property
   def prefix(self) -> str:
-    """Name of the shards; another crop, or other canvases, are another set."""
-    name = f"latents-{self.source[:8]}" + ("" if self.crop == "none" else f"-{self.crop}")
+    """Name of the shards; another size or crop, or other canvases, are another set."""
+    name = f"latents-{self.source[:8]}-by{self.size}"
+    name += "" if self.crop == "none" else f"-{self.crop}"
     name += f"-fit{self.tokens}" if self.tokens else ""
     if self.prompts is None:
       return name
@@ -62,15 +63,18 @@ def cache(clips: records.ShardSource, config: LatentConfig, encode: Encode) -> r
 
   Record i holds the captions, truth and pixel extent of clip i, its latent, and no pixels. Clips
   are edge-padded to what the model needs: frames to 1 + f_t k, sides to the multiple. Latents of
-  other clips, or made in another way, are made anew.
+  other clips, made in another way, or of which shards are gone or cut short, are made anew.
+
+  Raises: ValueError for a batch below 1, or if `encode` returns another number of latents;
+  WriteError if the latents cannot be written.
   """
-  wanted = json.loads(json.dumps(about(clips, config)))
-  if records.index_path(clips.folder, config.prefix).is_file():
-    found = records.ShardSource(clips.folder, config.prefix)
-    if found.config == wanted and len(found) == len(clips):
-      return found
-    logging.info("the clips in %s have changed: encoding them again", clips.folder)
-  with records.ShardWriter(
+  found, why = _made(clips, config)
+  if found is not None:
+    return found
+  if why:
+    logging.info("%s: encoding them again", why)
+  wanted = about(clips, config)
+  with shard_writer.ShardWriter(
     clips.folder, prefix=config.prefix, config=wanted, overwrite=True
   ) as writer:
     for start in range(0, len(clips), CHUNK):
@@ -79,7 +83,29 @@ def cache(clips: records.ShardSource, config: LatentConfig, encode: Encode) -> r
       for clip in encoded(chunk, config, encode):
         writer.write(clip)
       logging.info("encoded %d of %d clips in %s", stop, len(clips), clips.folder)
+    found, _ = _made(clips, config)
+    if found is not None:  # by a run that shares the folder, and that may be reading them
+      writer.abort()
+      return found
   return records.ShardSource(clips.folder, config.prefix)
+
+
+def _made(
+  clips: records.ShardSource, config: LatentConfig
+) -> tuple[records.ShardSource | None, str]:
+  """The latents that are there, or None and why they are not used; "" if there are none."""
+  if not records.index_path(clips.folder, config.prefix).is_file():
+    return None, ""
+  try:
+    found = records.ShardSource(clips.folder, config.prefix)
+  except (FileNotFoundError, ValueError) as error:
+    return None, f"latents that cannot be used ({str(error).split(';')[0]})"
+  wanted = json.loads(json.dumps(about(clips, config)))
+  if found.config == wanted and len(found) == len(clips):
+    return found, ""
+  same = found.config.get("clips") == wanted["clips"] and len(found) == len(clips)
+  what = "latents were made in another way" if same else "clips have changed"
+  return None, f"the {what} in {clips.folder}"
 
 
 def about(clips: records.ShardSource, config: LatentConfig) -> dict:
@@ -125,7 +151,14 @@ def encoded(clips: list, config: LatentConfig, encode: Encode) -> list:
 def in_batches(
   shapes: list[tuple], pixels: Callable[[int], np.ndarray], batch: int, encode: Encode
 ) -> list[np.ndarray]:
-  """Encodes videos in batches of equal shape.  pixels: video i in [-1, 1].  Returns: latents."""
+  """Encodes videos in batches of equal shape.  pixels: video i in [-1, 1].  Returns: latents.
+
+  Raises: ValueError if `batch` is below 1, or if `encode` returns another number of latents.
+  """
+  if batch < 1:
+    raise ValueError(
+      f"data.encode_batch is {batch}; expected at least 1, the clips encoded together"
+    )
   by_shape = collections.defaultdict(list)
   for i, shape in enumerate(shapes):
     by_shape[shape].append(i)
@@ -136,7 +169,10 @@ def in_batches(
       video_BTHWC = np.stack([pixels(i) for i in part])
       repeated = np.repeat(video_BTHWC[-1:], batch - len(part), axis=0)
       video_BTHWC = jnp.asarray(np.concatenate([video_BTHWC, repeated]))
-      for i, latent_thwZ in zip(part, np.asarray(encode(video_BTHWC), np.float32)):
+      latent_BthwZ = np.asarray(encode(video_BTHWC), np.float32)
+      if len(latent_BthwZ) != batch:
+        raise ValueError(f"encode returned {len(latent_BthwZ)} latents for {batch} clips")
+      for i, latent_thwZ in zip(part, latent_BthwZ):
         out[i] = latent_thwZ
   return out
 

@@ -1,11 +1,12 @@
 """Clips and latents: disjoint splits, worlds that match, latents aligned with their clips."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sora_jax.data import records
+from sora_jax.data import records, shard_writer
 from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.data.records import Clip
 from sora_jax.data.world import WorldConfig
@@ -16,7 +17,7 @@ WORLD = WorldConfig(num_clips=6, sizes=((16, 16), (24, 16)), frames=(5,), image_
 
 
 def shards(folder, count=7, prefix="clips"):
-  with records.ShardWriter(folder, prefix=prefix) as writer:
+  with shard_writer.ShardWriter(folder, prefix=prefix) as writer:
     for i in range(count):
       video = np.full((1 + i % 3, 14, 16 if i % 2 else 24, 3), i, np.uint8)
       writer.write(Clip(id=f"c{i}", video_THWC=video, fps=8.0, captions={"short": f"clip {i}"}))
@@ -87,7 +88,7 @@ def test_a_folder_without_shards_says_how_to_make_them(tmp_path):
 def test_latents_are_aligned_and_made_once(tmp_path):
   source = shards(tmp_path)
   found = latents.cache(source, config(), encode)
-  assert found.prefix == "latents-abababab" and len(found) == len(source)
+  assert found.prefix == "latents-abababab-by8" and len(found) == len(source)
   for pixels, latent in zip(source, found):
     assert latent.id == pixels.id and latent.captions == pixels.captions
     assert latent.video_THWC is None and latent.pixel_shape == pixels.pixel_shape
@@ -106,7 +107,7 @@ def test_latents_are_aligned_and_made_once(tmp_path):
 def test_square_crop_makes_a_set_of_its_own(tmp_path):
   source = shards(tmp_path)
   found = latents.cache(source, config(crop="square"), encode)
-  assert found.prefix == "latents-abababab-square"
+  assert found.prefix == "latents-abababab-by8-square"
   assert {clip.latent_thwZ.shape[1:3] for clip in found} == {(4, 4)}
 
 
@@ -123,7 +124,7 @@ def test_canvases_are_what_is_known_encoded_at_its_place(tmp_path):
   prompts = PromptMix(variants=3)
   plain = latents.cache(source, config(), mean_of_cells)
   found = latents.cache(source, config(cell=4, prompts=prompts), mean_of_cells)
-  assert found.prefix.startswith("latents-abababab-prompts-")
+  assert found.prefix.startswith("latents-abababab-by8-prompts-")
   kinds = set()
   for latent, without in zip(found, plain):
     np.testing.assert_array_equal(latent.latent_thwZ, without.latent_thwZ)
@@ -149,21 +150,107 @@ def test_latents_of_other_clips_are_made_anew(tmp_path):
     for clip in source
   ]
   for some in (changed, changed[:3]):
-    with records.ShardWriter(tmp_path, overwrite=True) as writer:
+    with shard_writer.ShardWriter(tmp_path, overwrite=True) as writer:
       for clip in some:
         writer.write(clip)
     found = latents.cache(records.ShardSource(tmp_path), config(), encode)
     assert len(found) == len(some) and {clip.captions["short"] for clip in found} == {"new"}
     assert (found[0].latent_thwZ != old).all()
-  sizes = latents.cache(records.ShardSource(tmp_path), config(size=16), encode)
+
+
+def test_runs_of_other_sizes_share_a_folder(tmp_path, caplog):
+  source = shards(tmp_path)
+  found = latents.cache(source, config(), encode)
+  before = [clip.latent_thwZ for clip in found]
+  found._readers.clear()
+  with caplog.at_level("INFO", "absl"):
+    sizes = latents.cache(source, config(size=16), encode)
+  assert "encoded 7 of 7" in caplog.text and "have changed" not in caplog.text
   assert all(clip.latent_thwZ.shape[1] % 4 == 0 for clip in sizes)
+  for clip, latent_thwZ in zip(found, before, strict=True):
+    np.testing.assert_array_equal(clip.latent_thwZ, latent_thwZ)
+
+
+def test_latents_made_in_another_way_are_made_anew_and_told_from_other_clips(tmp_path, caplog):
+  source = shards(tmp_path)
+  latents.cache(source, config(), encode)
+  with caplog.at_level("INFO", "absl"):
+    latents.cache(source, config(frames=2), encode)
+  assert f"the latents were made in another way in {tmp_path}: encoding them again" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("batch", "kept", "message"),
+  [
+    (-1, 1, "^data.encode_batch is -1; expected at least 1"),
+    (0, 1, "^data.encode_batch is 0; expected at least 1"),
+    (2, 1, "encode returned 1 latents for 2 clips"),
+  ],
+)
+def test_no_clip_is_kept_without_its_latent(tmp_path, batch, kept, message):
+  source = shards(tmp_path)
+  with pytest.raises(ValueError, match=message):
+    latents.cache(source, config(batch=batch), lambda video_BTHWC: encode(video_BTHWC)[:kept])
+  assert not list(tmp_path.glob("*latents*"))
+  assert all(clip.latent_thwZ is not None for clip in latents.cache(source, config(), encode))
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:100])
+
+
+def forget(path):
+  (index,) = path.parent.glob("latents-*.index.json")
+  index.write_text(index.read_text()[:100])
+
+
+@pytest.mark.parametrize("damage", [cut, Path.unlink, forget])
+def test_latents_that_cannot_be_read_are_made_anew(tmp_path, caplog, damage):
+  source = shards(tmp_path)
+  found = latents.cache(source, config(), encode)
+  before = [clip.latent_thwZ for clip in found]
+  damage(tmp_path / found.index["shards"][0]["file"])
+  with caplog.at_level("INFO", "absl"):
+    again = latents.cache(source, config(), encode)
+  assert "latents that cannot be used (" in caplog.text and "encoding them again" in caplog.text
+  for clip, latent_thwZ in zip(again, before, strict=True):
+    np.testing.assert_array_equal(clip.latent_thwZ, latent_thwZ)
+
+
+def test_latents_that_another_run_has_made_meanwhile_are_taken(tmp_path):
+  source = shards(tmp_path)
+  others = []
+
+  def slow(video_BTHWC):
+    if not others:
+      others.append(latents.cache(source, config(batch=4), lambda x: encode(x) + 1e-3))
+    return encode(video_BTHWC)
+
+  found = latents.cache(source, config(), slow)
+  assert found.content == others[0].content
+  for clip, other in zip(found, others[0], strict=True):
+    np.testing.assert_array_equal(clip.latent_thwZ, other.latent_thwZ)
+  assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+def test_a_damaged_world_says_how_to_have_it_rendered_again(tmp_path, damage):
+  job = ClipsConfig("world", tmp_path, 1, dataclasses.replace(WORLD, num_clips=1), 1)
+  want = clips.open_sources(job).train[0].video_THWC
+  (shard,) = (tmp_path / "train").glob("*.array_record")
+  damage(shard)
+  index = tmp_path / "train" / "clips.index.json"
+  with pytest.raises((FileNotFoundError, ValueError), match=f"delete {index} and run the command"):
+    clips.open_sources(job)
+  index.unlink()
+  np.testing.assert_array_equal(clips.open_sources(job).train[0].video_THWC, want)
 
 
 def test_clips_above_a_token_budget_are_shrunk_in_their_own_aspect(tmp_path):
   source = shards(tmp_path)
   most = 4
   found = latents.cache(source, config(tokens=most), encode)
-  assert found.prefix == "latents-abababab-fit4"
+  assert found.prefix == "latents-abababab-by8-fit4"
   shrunk = 0
   for pixels, latent in zip(source, found):
     t, h, w, _ = latent.latent_thwZ.shape

@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-from sora_jax.data import records
+from sora_jax.data import records, shard_writer
 from sora_jax.data.world.config import WorldConfig
 from sora_jax.data.world.dataset import World
 
@@ -30,7 +30,7 @@ def build(
   folder = pathlib.Path(folder)
   total = len(World(config))
   about = {"world": dataclasses.asdict(config)}
-  with records.ShardWriter(folder, config=about, overwrite=overwrite) as writer:
+  with shard_writer.ShardWriter(folder, config=about, overwrite=overwrite) as writer:
     for chunk in _chunks(config, total, processes):
       for record in chunk:
         writer.write_bytes(record)

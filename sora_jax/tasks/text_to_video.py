@@ -22,7 +22,7 @@ from sora_jax.nn import networks
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.text import TextEncoder
 from sora_jax.ops import packing, patchify
-from sora_jax.tasks import costs
+from sora_jax.tasks import costs, inputs
 from sora_jax.tasks.clips import Sources
 from sora_jax.train.task import Ratio
 from sora_jax.weights import folder as folder_lib
@@ -247,7 +247,13 @@ class TextToVideo:
 
   def names(self, batch):
     clips = np.unique(batch["clip"][batch["clip"] >= 0])
-    return [self.sources.train[int(i)].id for i in clips]
+    return lambda: [self.sources.train[int(i)].id for i in clips]
+
+  def inputs(self):
+    """Hashes of what is read by path, see `train.task.Task`."""
+    maker = self.sources.train[0].latent_source
+    found = inputs.of_clips(self.sources.train) | inputs.of_tokenizer(self.tokenizer_name)
+    return found | ({} if maker is None else {"vae.weights": maker})
 
   def export(self, params, folder: Path, provenance: dict) -> dict[str, float]:
     c, p = self.diffusion, self.pipeline

@@ -6,6 +6,7 @@ who read it.
 
 import contextlib
 import gc
+import itertools
 import json
 import logging as std_logging
 import sys
@@ -33,13 +34,17 @@ MAY_CHANGE = (
   "train.mesh",
   "train.context",
   "data.workers",
+  "data.processes",
   "evaluation.",
 )
-"""Config keys that a resumed run may change; all others must stay as they were."""
+"""Config keys that a resumed run may change (train.steps only if no tokens are dropped); all others
+must stay as they were."""
 
 
 CHECKSUMS = "checksums"
 """Name of the checksums among the notes."""
+INPUTS = "inputs"
+"""Name of what the run read by path, see `same_inputs`, among the notes."""
 
 
 class CheckpointError(OSError):
@@ -84,23 +89,42 @@ class Checkpoints:
   def restore(self, like: TrainState) -> tuple[TrainState, Any, dict] | None:
     """Returns (state, data, notes) of the newest checkpoint that can be read, or None.
 
-    like: a state with the right shapes; `jax.ShapeDtypeStruct` leaves with shardings will do. A
-    checkpoint that cannot be read is named in the log, removed, and the one before it is tried.
+    like: a state with the right shapes; `jax.ShapeDtypeStruct` leaves with shardings will do. Of
+    checkpoints that cannot be read the log tells why; the one before is tried, and once one is
+    found they are put aside under other names: the reason may pass.
 
-    Raises: ValueError if checkpoints exist and none fits.
+    Raises: ValueError if checkpoints exist and none fits; CheckpointError if one cannot be put
+      aside.
     """
     steps = self._manager.all_steps()
     cure = "Start with another --workdir, or delete this folder."
     found = newest(Path(self._manager.directory), steps, like, cure)
     if found is None:
       return None
-    for bad in (s for s in steps if s > int(found["state"].step)):
-      self._manager.delete(bad)
+    self._put_aside([step for step in steps if step > int(found["state"].step)])
     return found["state"], found["data"]["iterator"], found["notes"]
 
-  def latest_step(self) -> int | None:
-    """Returns the step of the newest finished checkpoint."""
-    return self._manager.latest_step()
+  def _put_aside(self, steps: Sequence[int]) -> None:
+    """Gives checkpoints names that are no steps, so that their steps can be saved again."""
+    for step in steps if hosts.is_first() else ():
+      path = Path(self._manager.directory) / str(step)
+      aside, numbers = path.with_name(f"{step}.unreadable"), itertools.count(2)
+      while aside.exists():
+        aside = path.with_name(f"{step}.unreadable.{next(numbers)}")
+      try:
+        path.rename(aside)
+      except OSError as error:
+        raise CheckpointError(
+          f"{path} cannot be read, and not be renamed to {aside.name}: {error.strerror}. Make its"
+          " folder writable, and run the same command again"
+        ) from error
+      logging.warning(
+        "the checkpoint of step %d is kept as %s: give it its name back if it can be read after"
+        " all, or delete it", step, aside,
+      )  # fmt: skip
+    if steps:
+      hosts.wait("put aside")
+      self._manager.reload()
 
   def saved(self) -> str:
     """Says which finished checkpoint is the newest, and where."""
@@ -294,21 +318,43 @@ def make_writable(folder: Path) -> None:
     ) from error
 
 
+def same_inputs(folder: Path, before: dict[str, str], now: dict[str, str]) -> None:
+  """Insists that what a run reads by path is what it was when `folder` was written.
+
+  Args: before, now: hashes of the contents by config key; keys that only one has are not compared.
+  Raises: ValueError that lists every key whose content is another, with both hashes.
+  """
+  lines = [
+    f"{name} {before[name][:12]} -> {now[name][:12]}"
+    for name in sorted(before.keys() & now.keys())
+    if before[name] != now[name]
+  ]
+  if lines:
+    raise ValueError(
+      f"{folder} was trained with other contents than these keys name now: {', '.join(lines)}"
+      " (hashes). Put back what was there, or start with another --workdir"
+    )
+
+
 def keep_config(workdir: Path, config: dict) -> None:
-  """Stores the config in a new work directory; in an old one, insists that it is the same.
+  """Stores the config in a work directory; where a checkpoint is saved, insists that it is the
+  same.
 
   Raises: ValueError that lists every key that differs, with both values, or that names a stored
-  config that cannot be read; CheckpointError if the directory cannot be written.
+  config that cannot be read; CheckpointError or OSError if the directory cannot be written.
   """
   path = Path(workdir) / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True)
-  if path.exists():
+  if path.exists() and saved_steps(Path(workdir) / "checkpoints"):
     old, new = flatten(read_config(path)), flatten(json.loads(text))
+    drops = new.get("data.token_drop.share", 0) > 0
     lines = []
     for name in sorted(old.keys() | new.keys()):
       allowed = any(name == m or (m.endswith(".") and name.startswith(m)) for m in MAY_CHANGE)
-      if not allowed and old.get(name, "absent") != new.get(name, "absent"):
-        lines.append(f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}")
+      by_steps = drops and name == "train.steps"
+      if (by_steps or not allowed) and old.get(name, "absent") != new.get(name, "absent"):
+        why = " (data.token_drop ends at a share of them)" if by_steps else ""
+        lines.append(f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}{why}")
     if lines:
       raise ValueError(
         f"{workdir} was started with another config: "

@@ -30,6 +30,7 @@ from sora_jax.train import checkpoint, hosts, metrics, prefetch, saved, watch
 from sora_jax.train import optimizer as optimizer_lib
 from sora_jax.train import state as state_lib
 from sora_jax.train import step as step_lib
+from sora_jax.train import task as task_lib
 from sora_jax.train.optimizer import OptimizerConfig
 from sora_jax.train.state import TrainState
 from sora_jax.train.task import Task
@@ -37,6 +38,12 @@ from sora_jax.train.tensorboard import TensorBoard
 
 WAKING = 20
 """Steps after which every parameter should have begun to learn."""
+RANGES = {
+  "steps": (1, 2**31 - 1), "seed": (0, 2**32 - 1), "minutes": (0, 10**9),
+  "eval_every": (0, math.inf),
+  **dict.fromkeys(("accumulate", "log_every", "save_every", "keep", "prefetch"), (1, math.inf)),
+}  # fmt: skip
+"""(least, most) of a `LoopConfig`'s numbers; the state holds steps as int32, seeds as uint32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +63,23 @@ class LoopConfig:
   save_every: int = 500
   keep: int = 2
   prefetch: int = 2
-  mesh: tuple[int, int, int, int] = (-1, 1, 1, 1)
+  mesh: tuple[int, ...] = (-1, 1, 1, 1)
 
   def __post_init__(self):
-    for name in ("steps", "accumulate", "log_every", "save_every", "keep", "prefetch"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-    for name in ("minutes", "eval_every", "seed"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"train.{name} is {getattr(self, name)}; it must be 0 or more")
+    for name, (least, most) in RANGES.items():
+      if not least <= (value := getattr(self, name)) <= most:
+        allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"train.{name} is {value}; it must be {allowed}")
+    wrong = [size for size in self.mesh if not isinstance(size, int) or (size < 1 and size != -1)]
+    if len(self.mesh) != len(sharding.MESH_AXES) or wrong or self.mesh.count(-1) > 1:
+      raise ValueError(
+        f"train.mesh is {self.mesh}; it must be four sizes ({', '.join(sharding.MESH_AXES)}), each"
+        " 1 or more, but for one that may be -1: the devices that are left"
+      )
 
 
 class NotFiniteError(FloatingPointError):
-  """A loss or a gradient was not finite; the message names the step and the batch."""
+  """A loss or a gradient was not finite; the message names the step, the batch, what is saved."""
 
 
 class Outcome(NamedTuple):
@@ -142,6 +153,7 @@ class _Runner:
     task, axes = self.task, self.task.axes()
     batches = task.batches()
     self._optimizer = optimizer_lib.make(optimizer, axes)
+    self._inputs = task_lib.inputs(task)
     like = saved.like(self._create, self.mesh, axes)
     self._placed = jax.tree.map(lambda x: x.sharding, like)
     self.state, notes = self._start(batches, like)
@@ -189,6 +201,7 @@ class _Runner:
       self._iterator = json.dumps(batches.get_state())
       return jax.jit(self._create, out_shardings=self._placed)(), {"elapsed_sec": 0.0}
     state, iterator, notes = found
+    checkpoint.same_inputs(self.workdir, notes.get(checkpoint.INPUTS, {}), self._inputs)
     self._iterator = json.dumps(iterator)
     batches.set_state(iterator)
     if not self.config.minutes:
@@ -244,7 +257,7 @@ class _Runner:
     if self.step == self._saved:
       return
     self._untimed = True
-    notes = {"elapsed_sec": self.elapsed()}
+    notes = {"elapsed_sec": self.elapsed(), checkpoint.INPUTS: self._inputs}
     iterator = hosts.merged(json.loads(self._iterator))
     self._checkpoints.save(self.step, self.state, iterator, notes)
     self._saved = self.step
@@ -278,18 +291,13 @@ class _Runner:
     now = time.perf_counter()
     seconds, self._read_at = now - self._read_at, now
     if not out.finite:
-      raise NotFiniteError(
-        f"step {pending.step}: loss {out.ratios['loss'].numerator / out.ratios['loss'].denominator}"
-        f", gradient norm {out.grad_norm}; batch of clips {', '.join(pending.fetched.names)}. The"
-        f" last good state is in {self.workdir / 'checkpoints'}; lower optimizer.lr or look at"
-        " these clips."
-      )
+      raise self._not_finite(pending, out)
     if int(out.skipped) > self._skipped:
       self._skipped = int(out.skipped)
       logging.warning(
         "step %d left out: its gradient's norm, %.3g, is above optimizer.skip_spikes times the"
         " recent mean; %d so far; batch of clips %s",
-        pending.step, float(out.grad_norm), self._skipped, ", ".join(pending.fetched.names),
+        pending.step, float(out.grad_norm), self._skipped, ", ".join(pending.fetched.names()),
       )  # fmt: skip
     self._moved |= out.moved
     last = {"grad_norm": float(out.grad_norm), "lr": float(out.lr), "skipped": self._skipped}
@@ -298,6 +306,24 @@ class _Runner:
     done = pending.step + 1
     if done % self.config.log_every == 0 or done == self.total:
       self._log(done)
+
+  def _not_finite(self, pending: _Pending, out: step_lib.StepMetrics) -> NotFiniteError:
+    """Tells of a step, what is saved, and how to train on from there."""
+    with contextlib.suppress(checkpoint.CheckpointError):  # closing raises it
+      self._checkpoints.wait()
+    cure = "Lower optimizer.lr, or look at these clips, and run it again"
+    if checkpoint.saved_steps(self.workdir / "checkpoints"):
+      cure = (
+        "Run again, it comes here again. To train on with a lower optimizer.lr, or other clips,"
+        f" start another leg: python -m sora_jax.export --workdir={self.workdir}, then another"
+        f" --workdir with --config.train.init_from={self.workdir}"
+      )
+    loss = out.ratios["loss"]
+    return NotFiniteError(
+      f"step {pending.step}: loss {loss.numerator / loss.denominator}, gradient norm"
+      f" {out.grad_norm}; batch of clips {', '.join(pending.fetched.names())};"
+      f" {self._checkpoints.saved()}. {cure}"
+    )
 
   def _still(self, done: int) -> int:
     """Number of parameters (or layers of them) that no step since the last line has changed; says

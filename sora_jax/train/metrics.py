@@ -1,5 +1,6 @@
 """Figures of a run: sums over steps, the machine's own speed, and `metrics.jsonl`."""
 
+import contextlib
 import functools
 import json
 import math
@@ -15,13 +16,24 @@ from sora_jax.train.task import Cost
 
 
 def write_whole(path: Path, text: str) -> None:
-  """Makes `text` the content of a file, whole or not at all; leaves a file that has it alone."""
+  """Makes `text` the content of a file, whole or not at all; leaves a file that has it alone.
+
+  Raises: OSError that names the file, whose content stays, if it cannot be written.
+  """
   path = Path(path)
-  if path.exists() and path.read_bytes() == text.encode():
-    return
   temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  try:
+    if path.exists() and path.read_bytes() == text.encode():
+      return
+    temporary.write_text(text)
+    os.replace(temporary, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise OSError(
+      f"{path} cannot be written: {error.strerror}. Make room there, or make it writable, and run"
+      " the same command again"
+    ) from error
 
 
 class Writer:

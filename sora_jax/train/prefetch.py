@@ -12,11 +12,12 @@ from sora_jax.train.task import Batch, Batches, Cost
 class Fetched(NamedTuple):
   """A batch on the device, with what the host knows about it.
 
-  iterator: the stream's state right after this batch, as JSON text: a snapshot.
+  names: gives the ids of its clips.  iterator: the stream's state right after this batch, as JSON
+  text: a snapshot.
   """
 
   batch: Batch
-  names: list[str]
+  names: Callable[[], list[str]]
   cost: Cost
   iterator: str
 
@@ -28,7 +29,7 @@ class Prefetcher:
     self,
     batches: Batches,
     put: Callable[[Batch], Batch],
-    names: Callable[[Batch], list[str]],
+    names: Callable[[Batch], Callable[[], list[str]]],
     cost: Callable[[Batch], Cost],
     depth: int = 2,
   ):

@@ -28,7 +28,8 @@ def share_out(mesh: Sequence[int], rows: int, cores: int = 0) -> int:
   Returns: the devices; 0 if JAX has been told already, or if the mesh is none.
   """
   told = SET in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
-  if told or len(mesh) != 4 or list(mesh).count(-1) > 1 or rows < 1:
+  whole = len(mesh) == 4 and all(isinstance(size, int) for size in mesh)
+  if told or not whole or list(mesh).count(-1) > 1 or rows < 1:
     return 0
   fixed = 1
   for size in mesh:

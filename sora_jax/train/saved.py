@@ -11,6 +11,7 @@ from sora_jax import sharding
 from sora_jax.train import checkpoint
 from sora_jax.train import optimizer as optimizer_lib
 from sora_jax.train import state as state_lib
+from sora_jax.train import task as task_lib
 from sora_jax.train.optimizer import OptimizerConfig
 from sora_jax.train.state import TrainState
 from sora_jax.train.task import Task
@@ -24,7 +25,8 @@ def newest(
   Args: mesh: where the state is to lie, whatever mesh the run has.  steps: of checkpoints that will
     do, one at least.
 
-  Returns: the state, and the notes beside it.  Raises: ValueError if none of them can be read.
+  Returns: the state, and the notes beside it.  Raises: ValueError if none of them can be read, or
+    if the task has inputs, its clips excepted, other than those that the run had.
   """
   task = task.on(mesh)
   axes = task.axes()
@@ -32,6 +34,9 @@ def newest(
   shapes = like(lambda: state_lib.create(task.init, made, seed=0, total_steps=1), mesh, axes)
   cure = "If the run goes on, it may have replaced them: try again; or name an older one by --step."
   found = checkpoint.newest(Path(folder).absolute(), steps, shapes, cure)
+  inputs = task_lib.inputs(task)
+  inputs.pop("data.folder", None)  # weights can be used whatever has become of the clips
+  checkpoint.same_inputs(Path(folder), found["notes"].get(checkpoint.INPUTS, {}), inputs)
   return found["state"], found["notes"]
 
 

@@ -3,6 +3,7 @@
 A task is a frozen object that knows a network, its loss and its data. The loop knows none of them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -61,7 +62,11 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-  """One training job: network, loss, data, figures."""
+  """One training job: network, loss, data, figures.
+
+  A task that reads something by path may also have `inputs() -> dict[str, str]`: by the config key
+  that names it, a hash of its content. A run is not resumed beside other contents.
+  """
 
   name: str
 
@@ -108,10 +113,16 @@ class Task(Protocol):
     """Returns what a batch of the stream costs; numpy only, called in the fetching thread."""
     ...
 
-  def names(self, batch: Batch) -> list[str]:
-    """Returns the ids of the clips in a batch, for messages."""
+  def names(self, batch: Batch) -> Callable[[], list[str]]:
+    """Returns what gives the ids of the clips in a batch, called only where a message names them;
+    until then it should keep no more of the batch than it needs."""
     ...
 
   def export(self, params: Params, folder: Path, provenance: dict) -> dict[str, float]:
     """Writes final weights into `folder` and returns last figures about them."""
     ...
+
+
+def inputs(task: Task) -> dict[str, str]:
+  """Hashes of what a task reads by path, by config key; empty if it does not tell."""
+  return dict(task.inputs()) if hasattr(task, "inputs") else {}

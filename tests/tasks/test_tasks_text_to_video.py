@@ -237,6 +237,36 @@ def test_cost_pairs_each_token_with_the_text_that_it_reads():
   assert task.cost(batch).flops == pytest.approx(float(want))
 
 
+class Counted(list):
+  """Clips that count how often one is read."""
+
+  reads = 0
+
+  def __getitem__(self, i):
+    self.reads += 1
+    return super().__getitem__(i)
+
+
+def test_clips_of_a_batch_are_read_for_their_names_only_when_asked():
+  train = Counted(clips(12))
+  task = make(sources=Sources(train, clips(6, seed=1)))
+  batch, before = next(task.batches()), train.reads
+  names = task.names(batch)
+  assert train.reads == before
+  kept = [cell.cell_contents for cell in names.__closure__]
+  assert batch["patch"].nbytes > 1000 > sum(x.nbytes for x in kept if isinstance(x, np.ndarray))
+  assert not any(isinstance(x, dict) for x in kept)
+  assert names() == [f"c{i}" for i in sorted(set(batch["clip"].ravel()) - {-1})]
+
+
+def test_inputs_are_the_weights_behind_the_latents_and_the_tokenizer():
+  assert make().inputs() == {}
+  made = [dataclasses.replace(clip, latent_source="ab" * 32) for clip in clips(2)]
+  found = make(sources=Sources(made, made), tokenizer_name="tiny").inputs()
+  assert found.keys() == {"vae.weights", "text.tokenizer"}
+  assert found["vae.weights"] == "ab" * 32 and len(found["text.tokenizer"]) == 64
+
+
 def test_every_parameter_has_named_axes(task):
   params = jax.eval_shape(task.init, jax.random.key(0))
   checked = jax.tree.map(lambda p, names: p.ndim == len(names), params, task.axes())

@@ -1,5 +1,6 @@
 """What storage and the system do to a run: nothing that was saved is lost, and it is said."""
 
+import errno
 import importlib.util
 import logging
 import math
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from run_toy import Wide
 from toy import Stream, Toy
 
-from sora_jax.data.records import Clip, ShardSource, ShardWriter
+from sora_jax.data.records import Clip, ShardSource
+from sora_jax.data.shard_writer import ShardWriter
 from sora_jax.train import checkpoint, loop, metrics
 from sora_jax.train.optimizer import OptimizerConfig
 
@@ -112,6 +114,36 @@ def test_a_checkpoint_that_storage_changed_gives_way_to_the_one_before(tmp_path,
   jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole.state, again.state)))
 
 
+def contents(folder):
+  return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_checkpoint_that_cannot_be_read_for_a_while_is_not_lost(tmp_path, caplog, monkeypatch):
+  """Twice the newest one, whole as it is, cannot be read; then the run is taken up once more."""
+  whole = loop.run(Toy(), config(), ADAM, tmp_path / "run")
+  folder, read = tmp_path / "run" / "checkpoints", checkpoint._read
+  before = contents(folder / "4")
+  failing = []
+  monkeypatch.setattr(checkpoint, "_read", lambda *a: _raise(failing) if failing else read(*a))
+  for name in ("4.unreadable", "4.unreadable.2"):
+    failing.append(OSError(errno.EMFILE, "Too many open files"))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "absl"):
+      again = loop.run(Toy(), config(), ADAM, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole.state, again.state)))
+    assert "step 4 cannot be read, trying an older one: [Errno 24] Too many" in caplog.text
+    assert f"is kept as {folder / name}: give it its name back if" in caplog.text
+    assert checkpoint.saved_steps(folder) == [2, 4]
+  assert contents(folder / "4.unreadable") == before
+  shutil.rmtree(folder / "4")
+  (folder / "4.unreadable").rename(folder / "4")
+  assert loop.run(Toy(), config(), ADAM, tmp_path / "run").step == 4
+
+
+def _raise(errors):
+  raise errors.pop()
+
+
 def test_whatever_a_checkpoint_lacks_what_comes_back_was_saved(tmp_path, caplog):
   """Of files all, or half; of folders all that is in them, and of the step's own all but its name.
   What orbax has no need of may be gone."""
@@ -136,7 +168,8 @@ def test_whatever_a_checkpoint_lacks_what_comes_back_was_saved(tmp_path, caplog)
       assert data == {"position": 4}
       jax.tree.map(np.testing.assert_array_equal, *jax.device_get((state, out.state)))
     else:
-      assert int(state.step) == saved.latest_step() == 2 and data == {"position": 2}, (name, cut)
+      assert data == {"position": 2}, (name, cut)
+      assert [int(state.step)] == checkpoint.saved_steps(folder) == [2], (name, cut)
       assert "checkpoint of step 4 cannot be read, trying an older one" in caplog.text
 
 
@@ -235,7 +268,7 @@ def test_a_shard_that_goes_or_rots_on_the_way_is_named_and_the_run_goes_on_once_
 
   with pytest.raises(ValueError, match=f"^shard {path} {what}; expected the 4 clips and .* again$"):
     loop.run(Films(), config(steps=8), ADAM, tmp_path / "run")
-  assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").latest_step() == 4
+  assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints")[-1] == 4
   path.write_bytes(whole)
   happens = lambda *_: None  # noqa: E731
   assert loop.run(Films(), config(steps=8), ADAM, tmp_path / "run").finished
@@ -253,3 +286,21 @@ def test_figures_that_cannot_be_written_name_their_file(tmp_path):
   writer._file = open("/dev/full", "w")
   with pytest.raises(OSError, match=r"metrics.jsonl cannot be written: No space left on device"):
     writer.write(1, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_a_file_that_cannot_be_rewritten_is_named_and_stays(tmp_path, monkeypatch, old):
+  path = tmp_path / "config.json"
+  if old:
+    path.write_text(old)
+  write_text = pathlib.Path.write_text
+
+  def full(self, text, *args, **kwargs):
+    write_text(self, text[: len(text) // 2], *args, **kwargs)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(pathlib.Path, "write_text", full)
+  told = f"^{path} cannot be written: No space left on device. Make room there, .* again$"
+  with pytest.raises(OSError, match=told):
+    metrics.write_whole(path, "something new")
+  assert [p.read_text() for p in tmp_path.iterdir()] == ([old] if old else [])

@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import numpy as np
 import pytest
 from toy import Toy
 
-from sora_jax.train import checkpoint, loop, metrics, profiler
+from sora_jax import sharding
+from sora_jax.train import checkpoint, loop, metrics, profiler, saved
 from sora_jax.train.optimizer import OptimizerConfig
 
 ADAM = OptimizerConfig(lr=0.1, warmup_steps=2)
@@ -47,18 +50,22 @@ def test_what_is_saved_is_not_touched_by_later_steps(tmp_path):
   seen = {}
   long = config(steps=60, save_every=20, keep=9)
   loop.run(Toy(), long, ADAM, tmp_path / "a", lambda step: step == 40)
-  saved = checkpoint.Checkpoints(tmp_path / "a" / "checkpoints", 9)
+  kept = checkpoint.Checkpoints(tmp_path / "a" / "checkpoints", 9)
   out = loop.run(Toy(), long, ADAM, tmp_path / "b", lambda step: step == 20)
   seen["b"] = jax.device_get(out.state)
-  state, data, _ = _restore_at(saved, 20, out.state)
+  state, data, _ = _restore_at(kept, 20, out.state)
   equal(state, seen["b"])
   assert data == {"position": 20}
 
 
-def _restore_at(saved, step, like):
-  for later in [s for s in saved._manager.all_steps() if s > step]:
-    saved._manager.delete(later)
-  return saved.restore(like)
+def _restore_at(kept, step, like):
+  for later in [s for s in kept._manager.all_steps() if s > step]:
+    kept._manager.delete(later)
+  return kept.restore(like)
+
+
+def newest_step(workdir):
+  return max(checkpoint.saved_steps(workdir / "checkpoints"))
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
@@ -78,12 +85,101 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
 def test_not_finite_names_step_and_clips_and_is_never_saved(tmp_path):
   with pytest.raises(loop.NotFiniteError, match=r"step 5: .*clip-500, clip-501"):
     loop.run(Toy(bad=5), config(steps=9, save_every=1, log_every=100), ADAM, tmp_path)
-  saved = checkpoint.Checkpoints(tmp_path / "checkpoints", 2)
-  assert saved.latest_step() == 5
+  assert newest_step(tmp_path) == 5
+  kept = checkpoint.Checkpoints(tmp_path / "checkpoints", 2)
   good = loop.run(Toy(), config(steps=9), ADAM, tmp_path / "good", lambda step: step == 5)
-  found, data, _ = saved.restore(good.state)
+  found, data, _ = kept.restore(good.state)
   assert data == {"position": 5}
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(found)))
+
+
+@pytest.mark.parametrize(
+  ("save_every", "told"),
+  [
+    (100, r"nothing is saved yet in {0}/checkpoints. Lower optimizer.lr, or .*, and run it again$"),
+    (2, r"step 2 is saved in {0}/checkpoints. .*export --workdir={0}, .*train.init_from={0}$"),
+  ],
+)
+def test_what_is_not_finite_says_what_is_there_and_what_can_be_done(tmp_path, save_every, told):
+  with pytest.raises(loop.NotFiniteError) as failed:
+    loop.run(Toy(bad=3), config(save_every=save_every), ADAM, tmp_path)
+  assert re.search(told.format(tmp_path), str(failed.value)), failed.value
+
+
+def test_a_first_config_that_failed_can_be_mended_in_place(tmp_path):
+  """As a loss that is not finite asks for, when nothing is saved yet."""
+  checkpoint.keep_config(tmp_path, {"optimizer": {"lr": 100.0}})
+  with pytest.raises(loop.NotFiniteError):
+    loop.run(Toy(bad=1), config(save_every=100), ADAM, tmp_path)
+  checkpoint.keep_config(tmp_path, {"optimizer": {"lr": 0.1}})
+  assert loop.run(Toy(), config(), ADAM, tmp_path).finished
+  with pytest.raises(ValueError, match="optimizer.lr: 0.1 -> 0.2"):
+    checkpoint.keep_config(tmp_path, {"optimizer": {"lr": 0.2}})
+
+
+def test_clips_are_named_only_where_a_message_names_them(tmp_path):
+  asked = []
+
+  class Named(Toy):
+    def names(self, batch):
+      name = super().names(batch)
+      return lambda: asked.append(batch["clip"][0]) or name()
+
+  assert loop.run(Named(), config(), ADAM, tmp_path / "a").finished and not asked
+  with pytest.raises(loop.NotFiniteError, match="clip-200"):
+    loop.run(Named(bad=2), config(), ADAM, tmp_path / "b")
+  assert asked == [200]
+
+
+def test_a_step_that_is_left_out_names_its_clips(tmp_path, caplog):
+  class Steep(Toy):
+    def loss(self, params, batch, key, progress):
+      ratio, more = super().loss(params, batch, key, progress)
+      steep = jax.numpy.where(batch["clip"][0] == 3000, 1e6, 1.0)
+      return ratio._replace(numerator=steep * ratio.numerator), more
+
+  guarded = dataclasses.replace(ADAM, skip_spikes=20.0)
+  with caplog.at_level(logging.WARNING, "absl"):
+    loop.run(Steep(), config(steps=32, save_every=100), guarded, tmp_path)
+  assert "step 30 left out" in caplog.text and "batch of clips clip-3000, clip-3001" in caplog.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading(Toy):
+  """A toy that reads what paths name."""
+
+  weights: str | None = "1" * 64
+  clips: str | None = "2" * 64
+
+  def inputs(self):
+    found = {"vae.weights": self.weights, "data.folder": self.clips}
+    return {name: content for name, content in found.items() if content}
+
+
+def test_a_resumed_run_notices_that_what_it_reads_is_another(tmp_path):
+  loop.run(Reading(), config(), ADAM, tmp_path, lambda step: step == 2)
+  told = r"{0} was trained with other .*: vae.weights 1{{12}} -> 3{{12}} .*Put back .*--workdir"
+  with pytest.raises(ValueError, match=told.format(tmp_path)):
+    loop.run(Reading(weights="3" * 64), config(), ADAM, tmp_path)
+  with pytest.raises(ValueError, match="data.folder 222222222222 -> 444444444444"):
+    loop.run(Reading(clips="4" * 64), config(), ADAM, tmp_path)
+  assert loop.run(Reading(clips=None), config(), ADAM, tmp_path).finished
+
+
+def test_a_run_saved_before_inputs_were_kept_resumes_and_keeps_them(tmp_path):
+  loop.run(Toy(), config(), ADAM, tmp_path, lambda step: step == 2)
+  assert loop.run(Reading(), config(), ADAM, tmp_path).finished
+  with pytest.raises(ValueError, match="vae.weights"):
+    loop.run(Reading(weights="3" * 64), config(steps=6), ADAM, tmp_path)
+
+
+def test_weights_are_not_read_beside_another_autoencoder_but_beside_other_clips(tmp_path):
+  out = loop.run(Reading(), config(), ADAM, tmp_path)
+  where = sharding.make_mesh((-1, 1, 1, 1)), tmp_path / "checkpoints", [4]
+  state, _ = saved.newest(Reading(clips="4" * 64), ADAM, *where)
+  equal(state, out.state)
+  with pytest.raises(ValueError, match="vae.weights 111111111111 -> 333333333333"):
+    saved.newest(Reading(weights="3" * 64), ADAM, *where)
 
 
 def test_sigterm_saves_and_resumes(tmp_path):
@@ -94,7 +190,7 @@ def test_sigterm_saves_and_resumes(tmp_path):
 
   out = loop.run(Toy(), config(save_every=100, steps=20), ADAM, tmp_path, stop)
   assert not out.finished and 3 <= out.step <= 4
-  assert checkpoint.Checkpoints(tmp_path / "checkpoints").latest_step() == out.step
+  assert newest_step(tmp_path) == out.step
   assert loop.run(Toy(), config(save_every=100, steps=20), ADAM, tmp_path).finished
 
 
@@ -240,7 +336,13 @@ def test_an_ended_or_failing_stream_is_reported(tmp_path):
     loop.run(Short(), config(), ADAM, tmp_path)
 
 
+def started(workdir):
+  """Makes a folder one of a run that has saved something."""
+  (workdir / "checkpoints" / "2").mkdir(parents=True)
+
+
 def test_config_of_a_work_directory_is_kept(tmp_path):
+  started(tmp_path)
   first = {"model": {"width": 64}, "train": {"steps": 5, "log_every": 1}}
   checkpoint.keep_config(tmp_path, first)
   checkpoint.keep_config(tmp_path, {"model": {"width": 64}, "train": {"steps": 9, "log_every": 2}})
@@ -249,7 +351,36 @@ def test_config_of_a_work_directory_is_kept(tmp_path):
   assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 9
 
 
+def test_before_anything_is_saved_another_config_takes_the_place(tmp_path):
+  path = tmp_path / "config.json"
+  for text in ("", '{"model": {"wid', '{"model": {"width": 64}}'):
+    path.write_text(text)
+    (tmp_path / "checkpoints" / "2.unreadable").mkdir(parents=True, exist_ok=True)
+    checkpoint.keep_config(tmp_path, {"model": {"width": 32}})
+    assert json.loads(path.read_text()) == {"model": {"width": 32}}
+
+
+def test_the_processes_that_render_clips_may_change(tmp_path):
+  started(tmp_path)
+  checkpoint.keep_config(tmp_path, {"data": {"processes": 2}})
+  checkpoint.keep_config(tmp_path, {"data": {"processes": 8}})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_steps_may_change_unless_tokens_are_dropped_by_them(tmp_path, share):
+  started(tmp_path)
+  first, second = (
+    {"data": {"token_drop": {"share": share}}, "train": {"steps": steps}} for steps in (5, 9)
+  )
+  checkpoint.keep_config(tmp_path, first)
+  if not share:
+    return checkpoint.keep_config(tmp_path, second)
+  with pytest.raises(ValueError, match=r"train.steps: 5 -> 9 \(.*data.token_drop.* Change these"):
+    checkpoint.keep_config(tmp_path, second)
+
+
 def test_a_config_cut_short_is_named_with_the_remedy(tmp_path):
+  started(tmp_path)
   path = tmp_path / "config.json"
   path.write_text('{"model": {"wid')
   with pytest.raises(ValueError, match=r"config\.json is not JSON.* delete it"):
@@ -303,7 +434,26 @@ def test_a_start_that_changes_nothing_writes_nothing(kept_file):
   assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-@pytest.mark.parametrize("name", ["steps", "accumulate", "keep"])
-def test_impossible_values_are_refused(name):
-  with pytest.raises(ValueError, match=f"train.{name} is 0"):
-    config(**{name: 0})
+@pytest.mark.parametrize(
+  ("name", "value", "allowed"),
+  [
+    ("steps", 0, "from 1 to 2147483647"),
+    ("steps", 2**31, "from 1 to 2147483647"),
+    ("seed", 2**32, "from 0 to 4294967295"),
+    ("seed", -1, "from 0 to 4294967295"),
+    ("minutes", -1.0, "from 0 to 1000000000"),
+    ("minutes", math.inf, "from 0 to 1000000000"),
+    ("minutes", math.nan, "from 0 to 1000000000"),
+    ("accumulate", 0, "at least 1"),
+    ("keep", 0, "at least 1"),
+    ("eval_every", -1, "at least 0"),
+    ("mesh", (), r"four sizes \(data, fsdp, context, tensor\), each 1 or more"),
+    ("mesh", (1, 1, 1), "four sizes"),
+    ("mesh", (0, 1, 1, 1), "four sizes .* each 1 or more"),
+    ("mesh", (-1, -1, 1, 1), "four sizes .* but for one that may be -1"),
+  ],
+)
+def test_impossible_values_are_refused(name, value, allowed):
+  told = rf"train.{name} is {re.escape(str(value))}; it must be {allowed}"
+  with pytest.raises(ValueError, match=told):
+    config(**{name: value})

@@ -32,9 +32,26 @@ def test_rows_are_shared_out_evenly(told, mesh, rows, cores, devices):
   assert told == {"jax_num_cpu_devices": devices}
 
 
-@pytest.mark.parametrize("mesh", [(-1, -1, 1, 1), (0, 1, 1, 1), (-2, 1, 1, 1), (-1, 1)])
+@pytest.mark.parametrize("mesh", [(-1, -1, 1, 1), (0, 1, 1, 1), (-2, 1, 1, 1), (-1, 1), ()])
 def test_what_is_no_mesh_is_left_to_be_refused(told, mesh):
   assert processors.share_out(mesh, 14, 2) == 0 and not told
+
+
+def test_sizes_that_are_no_whole_numbers_are_refused_too():
+  """In a process without the tests' checks of types, as a command line is."""
+  code = (
+    "from sora_jax.train import loop, processors\n"
+    "for mesh in (('1', 1, 1, 1), (0.5, 2, 1, 1)):\n"
+    "  assert processors.share_out(mesh, 14, 2) == 0\n"
+    "  try:\n"
+    "    loop.LoopConfig(4, mesh=mesh)\n"
+    "  except ValueError as error:\n"
+    "    assert str(error).startswith(f'train.mesh is {mesh}; it must be four sizes'), error\n"
+    "  else:\n"
+    "    raise AssertionError(mesh)\n"
+  )
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 @pytest.mark.parametrize(

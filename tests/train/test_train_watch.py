@@ -186,4 +186,5 @@ def test_two_processes_disturbed_in_many_ways_end_as_if_they_had_not_been(tmp_pa
   with Pair(workdir) as pair:
     assert pair.ended() == [0, 0], pair.texts()
     assert all(f"checkpoint of step {before} cannot be read" in text for text in pair.texts())
+    assert (workdir / "checkpoints" / f"{before}.unreadable").is_dir()
   assert losses(workdir) == losses(tmp_path / "whole")

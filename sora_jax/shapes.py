@@ -41,3 +41,27 @@ class Grid(NamedTuple):
   def size(self) -> int:
     """Number of cells."""
     return self.t * self.h * self.w
+
+
+class Share(NamedTuple):
+  """What a host loads of each batch: some of its `of` equal blocks of rows, lowest first.
+
+  They need not follow each other: a TPU host's chips are a tile of the torus that a mesh's rows run
+  through.
+  """
+
+  blocks: tuple[int, ...] = (0,)
+  of: int = 1
+
+  def rows(self, total: int) -> list[int]:
+    """Which of a batch's rows these are.  Raises: ValueError if its blocks are not equal."""
+    if total % self.of:
+      raise ValueError(
+        f"{total} rows cannot be {self.of} equal blocks; take a multiple of {self.of}"
+      )
+    per = total // self.of
+    return [block * per + row for block in self.blocks for row in range(per)]
+
+
+WHOLE = Share()
+"""All of a batch."""

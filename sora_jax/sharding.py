@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from sora_jax.ops import flash, ring
 from sora_jax.ops.attention import Attention
+from sora_jax.shapes import WHOLE, Share
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 AXIS_RULES = (
@@ -225,8 +226,13 @@ def check_sizes(mesh: Mesh | AbstractMesh, shapes: Any, axes: Any) -> None:
         )
 
 
-def host_share(mesh: Mesh) -> tuple[int, int]:
-  """(which share of a batch's rows this process loads, number of shares).
+def host_share(mesh: Mesh) -> Share:
+  """What this process loads of each batch; see `host_shares`, which says what it raises."""
+  return host_shares(mesh)[jax.process_index()]
+
+
+def host_shares(mesh: Mesh) -> dict[int, Share]:
+  """What each process loads of each batch, by its index: the blocks of rows on its devices.
 
   Processes whose devices hold the same rows, split along other axes, load the same share.
   Raises: ValueError if processes hold rows that overlap without being the same.
@@ -236,37 +242,39 @@ def host_share(mesh: Mesh) -> tuple[int, int]:
   for number, devices in enumerate(rows):
     for device in devices:
       held.setdefault(device.process_index, set()).add(number)
-  shares = sorted({tuple(sorted(numbers)) for numbers in held.values()})
-  if sum(len(share) for share in shares) != len(rows) or len({len(s) for s in shares}) > 1:
+  shares = {tuple(sorted(numbers)) for numbers in held.values()}
+  if sum(map(len, shares)) != len(rows) or len(set(map(len, shares))) > 1:
     raise ValueError(
       f"mesh {tuple(mesh.shape.values())}: processes hold rows that overlap; choose context and"
       " tensor axes whose product divides a process's devices, or is a multiple of them"
     )
-  return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+  whole = len(shares) == 1
+  return {i: WHOLE if whole else Share(tuple(sorted(n)), len(rows)) for i, n in held.items()}
 
 
 def put_batch(
   mesh: Mesh,
   batch: dict,
   axes: dict[str, tuple] | None = None,
-  share: tuple[int, int] | None = None,
+  share: Share | None = None,
 ) -> dict:
   """Puts a host's part of a batch on the mesh.
 
   Args:
     batch: numpy arrays, this host's rows. axes: logical axes of each array; by default its leading
-      axis is "row" and the others are whole. share: (which share of the rows these are, number of
-      shares); None = as `host_share`, (0, 1) where every host has all of them.
+      axis is "row" and the others are whole. share: which rows these are; None = as `host_share`,
+      `WHOLE` where every host has all of them.
   """
-  index, count = host_share(mesh) if share is None else share
+  share = host_share(mesh) if share is None else share
 
   def put(name: str, value: np.ndarray) -> jax.Array:
     lies = NamedSharding(mesh, spec(*(axes or {}).get(name, ("row",))))
-    rows, first = value.shape[0] * count, value.shape[0] * index
+    rows = len(value) * share.of // len(share.blocks)
+    place = {row: here for here, row in enumerate(share.rows(rows))}
 
-    def part(at: tuple[slice, ...]) -> np.ndarray:
+    def part(at: tuple[slice, ...]) -> np.ndarray:  # a device's rows lie within a block
       start, stop, _ = at[0].indices(rows)
-      return value[(slice(start - first, stop - first), *at[1:])]
+      return value[(slice(place[start], place[start] + stop - start), *at[1:])]
 
     return jax.make_array_from_callback((rows, *value.shape[1:]), lies, part)
 
@@ -289,7 +297,9 @@ def attentions(
   if method not in CONTEXT_METHODS:
     raise ValueError(f"context method {method!r}; allowed: {', '.join(CONTEXT_METHODS)}")
   if heads % tensor:
-    raise ValueError(f"{heads} heads cannot be split over a tensor axis of {tensor}")
+    raise ValueError(
+      f"{heads} heads cannot be split over a tensor axis of {tensor}; choose one that divides them"
+    )
   can_swap = heads // tensor % context == 0
   if method == "ulysses" and not can_swap:
     raise ValueError(

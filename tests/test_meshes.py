@@ -88,6 +88,6 @@ def test_two_processes_are_as_one_device():
   (line,) = [text for text in told[0][0].splitlines() if text.startswith("{")]
   found = json.loads(line)
   assert found["error"] <= 1e-5
-  assert found["share"] == [0, 2] and found["over_both"] > 0
+  assert found["share"] == [[0, 2], 4] and found["over_both"] > 0
   assert found["merged"] == {"step": 1, "streams": {"0": "state", "1": "state"}}
   assert found["every"] == [True, False]

@@ -11,6 +11,8 @@ from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.ops import packing
+from sora_jax.planning import topology
+from sora_jax.shapes import Share
 
 
 @pytest.fixture
@@ -137,3 +139,26 @@ def test_the_mesh_takes_what_is_left_and_refuses_what_does_not_fit():
   assert sharding.make_mesh((-1, 1, 1, 1)).shape["data"] == jax.device_count()
   with pytest.raises(ValueError, match="does not fit"):
     sharding.make_mesh((7, 3, 1, 1))
+
+
+@pytest.mark.parametrize(
+  "name, shape, scattered", [("v5p:2x4x4", (1, 32, 1, 1), True), ("v6e:2x4", (2, 2, 2, 1), False)]
+)
+def test_every_host_of_a_slice_loads_the_rows_of_its_own_chips(name, shape, scattered):
+  """A host's chips are a tile of the torus: its rows are its own, though not neighbours."""
+  mesh = sharding.make_mesh(shape, topology.describe(name).devices)
+  total = 2 * sharding.parts(mesh, "row")
+  lies = jax.sharding.NamedSharding(mesh, sharding.spec("row"))
+  held = {}
+  for device, (rows,) in lies.devices_indices_map((total,)).items():
+    held.setdefault(device.process_index, set()).update(range(*rows.indices(total)))
+  shares = sharding.host_shares(mesh)
+  assert {host: set(share.rows(total)) for host, share in shares.items()} == held
+  apart = [np.diff(share.rows(total)).max() > 1 for share in shares.values()]
+  assert any(apart) == scattered
+
+
+def test_a_share_of_rows_that_are_no_equal_blocks_is_refused():
+  assert Share((0, 2), 4).rows(8) == [0, 1, 4, 5] and Share().rows(3) == [0, 1, 2]
+  with pytest.raises(ValueError, match="10 rows cannot be 4 equal blocks; take a multiple of 4"):
+    Share((0, 2), 4).rows(10)

@@ -16,7 +16,7 @@ from sora_jax.data.packing import TokenDrop
 from sora_jax.data.prompt_mix import PromptMix
 from sora_jax.data.streams import Rows, StreamPlan
 from sora_jax.data.table import ClipSource, ClipTable, scan, usable
-from sora_jax.shapes import Patch
+from sora_jax.shapes import WHOLE, Patch, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PipelineConfig:
     prompts: shares of image and video prompts; None = text alone. Their clips need canvases.
     frames_per_latent: F, pixel frames that a latent frame covers.
     max_slots: Q, times of a row: a clip has one, or one for each latent frame. 0 = max_segments.
-    host_index, host_count: this host among those that share a step's rows.
+    share: which of a step's rows this host makes.
   """
 
   rows: int = 4
@@ -71,8 +71,7 @@ class PipelineConfig:
   prompts: PromptMix | None = None
   frames_per_latent: int = 4
   max_slots: int = 0
-  host_index: int = 0
-  host_count: int = 1
+  share: Share = WHOLE
 
   def __post_init__(self):
     object.__setattr__(self, "patch", Patch(*self.patch))
@@ -96,27 +95,25 @@ class PipelineConfig:
   @property
   def local_rows(self) -> int:
     """Rows of a step on this host."""
-    return self.rows // self.host_count
+    return len(self.share.rows(self.rows))
 
   @property
   def local_streams(self) -> list[int]:
     """This host's streams in the order in which their rows come."""
-    if self.host_count == 1:
+    if self.share == WHOLE:
       return list(range(self.streams))
-    first = self.host_index * self.local_rows
-    steps = range(self.streams // self.rows)
-    return [s * self.rows + first + r for s in steps for r in range(self.local_rows)]
+    rows = self.share.rows(self.rows)
+    return [first + row for first in range(0, self.streams, self.rows) for row in rows]
 
 
 def _check_split(c: PipelineConfig) -> None:
-  if not 0 <= c.host_index < c.host_count:
-    raise ValueError(f"host_index={c.host_index} of host_count={c.host_count}")
-  if c.host_count > 1 and (c.rows % c.host_count or c.streams % c.rows):
+  if c.share.of > 1 and (c.rows % c.share.of or c.streams % c.rows):
     raise ValueError(
-      f"rows={c.rows} and streams={c.streams} on {c.host_count} hosts: rows must be a multiple of "
-      "the hosts and streams a multiple of rows, so that each host owns whole streams"
+      f"rows={c.rows} and streams={c.streams}, shared out among hosts in {c.share.of} blocks: rows "
+      f"must be a multiple of {c.share.of} and streams a multiple of rows, so that each host owns "
+      "whole streams"
     )
-  own = c.streams // c.host_count
+  own = len(c.local_streams)
   if c.workers < 0 or (c.workers and own % c.workers):
     raise ValueError(f"workers={c.workers} must be 0 or divide this host's {own} streams")
 

@@ -14,7 +14,7 @@ import numpy as np
 from sora_jax.data import workers
 from sora_jax.data.crop import CROPS, crop
 from sora_jax.data.table import ClipSource
-from sora_jax.shapes import Grid
+from sora_jax.shapes import WHOLE, Grid, Share
 
 _ENDLESS = 2**40
 
@@ -31,7 +31,7 @@ class VideoConfig:
     crop: "none", or "square" to cut from the clips' centre squares alone.
     workers: processes that prepare batches; 0 prepares them in this one.
     prefetch: batches that each worker prepares ahead.
-    host_index, host_count: this host among those that share a batch.
+    share: which of a batch's clips this host makes.
   """
 
   sizes: tuple[tuple[int, int], ...] = ((64, 64),)
@@ -41,21 +41,23 @@ class VideoConfig:
   crop: str = "none"
   workers: int = 0
   prefetch: int = 2
-  host_index: int = 0
-  host_count: int = 1
+  share: Share = WHOLE
 
   def __post_init__(self):
-    if not self.sizes or not self.frames:
-      raise ValueError(f"sizes={self.sizes}, frames={self.frames}; give at least one of each")
+    if not all(isinstance(many, list | tuple) and many for many in (self.sizes, self.frames)):
+      raise ValueError(
+        f"sizes={self.sizes}, frames={self.frames}; give at least one of each, in a list"
+      )
+    if self.batch_pixels < 1:
+      raise ValueError(f"batch_pixels={self.batch_pixels}; it must be at least 1")
     odd = [T for T in self.frames if T < 1 or T % 4 != 1]
     if odd:
       raise ValueError(f"frames={self.frames}: {odd} are not 1 + 4k")
     if self.crop not in CROPS:
       raise ValueError(f"crop={self.crop!r}; allowed: {', '.join(CROPS)}")
-    if not 0 <= self.host_index < self.host_count or self.prefetch < 1 or self.workers < 0:
+    if self.prefetch < 1 or self.workers < 0:
       raise ValueError(
-        f"host_index={self.host_index} of {self.host_count}, prefetch={self.prefetch}, "
-        f"workers={self.workers}; needed: index < count, prefetch >= 1, workers >= 0"
+        f"prefetch={self.prefetch}, workers={self.workers}; needed: prefetch >= 1, workers >= 0"
       )
 
   @property
@@ -69,10 +71,11 @@ class VideoConfig:
     Raises: ValueError if the hosts cannot share it out evenly.
     """
     clips = max(1, self.batch_pixels // bucket.size)
-    if clips % self.host_count:
+    if clips % self.share.of:
       raise ValueError(
         f"batch_pixels={self.batch_pixels} makes a batch of {clips} clips of {bucket.t} frames of"
-        f" {bucket.w}x{bucket.h}, which {self.host_count} hosts cannot share out evenly"
+        f" {bucket.w}x{bucket.h}, which are no multiple of the {self.share.of} blocks that hosts share out;"
+        " take other batch_pixels, or a mesh of fewer rows"
       )
     return clips
 
@@ -130,9 +133,8 @@ class _Cutter:
     c = self.config
     pick = int(np.random.default_rng((c.seed, step)).integers(len(self.fits)))
     bucket = c.buckets[pick]
-    B = c.batch_size(bucket) // c.host_count
     videos, clips = [], []
-    for i in range(c.host_index * B, (c.host_index + 1) * B):
+    for i in c.share.rows(c.batch_size(bucket)):
       rng = np.random.default_rng((c.seed, step, i))
       index = int(rng.choice(self.fits[pick]))
       video_THWC = crop(self.source[index], c.crop).video_THWC

@@ -16,6 +16,7 @@ from sora_jax.data.records import Clip
 from sora_jax.data.stats import PackStats
 from sora_jax.data.table import scan
 from sora_jax.ops.patchify import patchify
+from sora_jax.shapes import Share
 
 GRIDS = [(1, 4, 4), (1, 4, 6), (1, 6, 4), (3, 4, 4), (3, 4, 6), (3, 6, 4), (5, 4, 6), (5, 6, 4)]
 TINY = PipelineConfig(
@@ -250,18 +251,20 @@ def test_grains_own_checkpoint_law(prefetch):
   grain.experimental.assert_equal_output_after_checkpoint(data)
 
 
-def test_hosts_share_the_rows_of_every_step():
+@pytest.mark.parametrize("blocks", [((0, 1), (2, 3)), ((0, 2), (1, 3))])
+def test_hosts_share_the_rows_of_every_step(blocks):
   whole = take(dataset(with_(rows=4, streams=8)), 5)
-  parts = [take(dataset(with_(rows=4, streams=8, host_index=h, host_count=2)), 5) for h in (0, 1)]
+  shares = [Share(held, 4) for held in blocks]
+  parts = [take(dataset(with_(rows=4, streams=8, share=share)), 5) for share in shares]
   for step, batch in enumerate(whole):
     for name, array in batch.items():
-      joined = np.concatenate([parts[0][step][name], parts[1][step][name]])
-      np.testing.assert_array_equal(joined, array, err_msg=name)
+      for share, part in zip(shares, parts):
+        np.testing.assert_array_equal(part[step][name], array[share.rows(4)], err_msg=name)
 
 
 def test_hosts_end_a_finite_pass_together():
   config = with_(rows=4, streams=8, repeat=False)
-  parts = [list(dataset(dataclasses.replace(config, host_index=h, host_count=2))) for h in (0, 1)]
+  parts = [list(dataset(dataclasses.replace(config, share=Share((h,), 2)))) for h in (0, 1)]
   assert len(parts[0]) == len(parts[1])
   assert visited(parts[0] + parts[1]) == list(range(40))
 
@@ -271,7 +274,7 @@ def test_one_hosts_state_serves_two():
   iterator = iter(dataset(config))
   next(iterator)
   state, expected = iterator.get_state(), next(iterator)
-  second = iter(dataset(dataclasses.replace(config, host_index=1, host_count=2)))
+  second = iter(dataset(dataclasses.replace(config, share=Share((1,), 2))))
   second.set_state(state)
   np.testing.assert_array_equal(next(second)["patch"], expected["patch"][2:])
 
@@ -327,8 +330,8 @@ def test_bad_latents_are_named():
     ({"rows": 0}, "at least 1"),
     ({"caption_dropout": 1.5}, "a share"),
     ({"workers": 3}, "divide"),
-    ({"host_count": 2, "rows": 3}, "multiple"),
-    ({"host_index": 1}, "host_index"),
+    ({"share": Share((0,), 2), "rows": 3}, "multiple of 2"),
+    ({"share": Share((0, 3), 4), "rows": 4, "streams": 6}, "streams a multiple of rows"),
     ({"drop_to_fill": 0.5}, "drop_to_fill"),
     ({"too_long": "crop"}, "too_long"),
   ],

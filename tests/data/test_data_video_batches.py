@@ -12,6 +12,7 @@ import pytest
 from sora_jax.data.crop import crop
 from sora_jax.data.records import Clip
 from sora_jax.data.video_batches import VideoConfig, video_batches
+from sora_jax.shapes import Share
 
 CONFIG = VideoConfig(
   sizes=((8, 8), (16, 8)), frames=(1, 5), batch_pixels=2 * 5 * 8 * 16, seed=1, prefetch=1
@@ -78,9 +79,13 @@ def test_a_killed_worker_is_one_clear_error():
 
 
 def test_hosts_share_a_batch():
-  parts = [take(dataclasses.replace(CONFIG, host_index=h, host_count=2), 6) for h in (0, 1)]
-  for whole, first, second in zip(take(CONFIG, 6), *parts):
-    np.testing.assert_array_equal(np.concatenate([first["video"], second["video"]]), whole["video"])
+  config = dataclasses.replace(CONFIG, batch_pixels=2 * CONFIG.batch_pixels)
+  shares = [Share((0, 2), 4), Share((1, 3), 4)]
+  parts = [take(dataclasses.replace(config, share=share), 6) for share in shares]
+  for whole, *held in zip(take(config, 6), *parts):
+    for share, part in zip(shares, held):
+      mine = whole["video"][share.rows(len(whole["video"]))]
+      np.testing.assert_array_equal(part["video"], mine)
 
 
 def test_a_bucket_that_nothing_fills_is_named():
@@ -90,8 +95,12 @@ def test_a_bucket_that_nothing_fills_is_named():
 
 @pytest.mark.parametrize(
   "changes, message",
-  [({"frames": (4,)}, "1 \\+ 4k"), ({"sizes": ()}, "at least one"), ({"crop": "oval"}, "allowed")],
-)
+  [
+    ({"frames": (4,)}, "1 \\+ 4k"), ({"sizes": ()}, "at least one"), ({"crop": "oval"}, "allowed"),
+    ({"batch_pixels": 0}, "batch_pixels=0; it must be at least 1"),
+    ({"batch_pixels": -4}, "batch_pixels=-4; it must be at least 1"),
+  ],
+)  # fmt: skip
 def test_impossible_configs_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(CONFIG, **changes)

@@ -3,9 +3,9 @@
   python first_step.py COORDINATOR PROCESSES PROCESS
 
 Prints, from the first process, one JSON line: the worst difference of the first gradients from
-those on one device of this process, the share that it loaded, how many arrays lie on both
-processes, the states of their streams as one, and whether every one says yes where all do and
-where one does not.
+those on one device of this process, the share of rows that it loaded, which are no neighbours (as
+on a TPU, where a host's chips are a tile of the torus), how many arrays lie on both processes, the
+states of their streams as one, and whether every one says yes where all do and where one does not.
 """
 
 import json
@@ -21,11 +21,12 @@ from sora_jax.train import hosts
 
 def main(coordinator: str, processes: int, process: int) -> None:
   hosts.connect(coordinator, processes, process)
-  mesh = sharding.make_mesh((2, 2, 2, 1))
-  index, count = sharding.host_share(mesh)
+  rows = np.array(jax.devices()).reshape(2, 2, 2)  # process, block of its rows, device
+  mesh = sharding.make_mesh((2, 2, 2, 1), rows.swapaxes(0, 1).ravel())
+  share = sharding.host_share(mesh)
   task, rows = gradients.task(), gradients.batch()
   on = task.on(mesh)
-  mine = {name: np.split(value, count)[index] for name, value in rows.items()}
+  mine = {name: value[share.rows(len(value))] for name, value in rows.items()}
   put = sharding.put_batch(mesh, mine, on.batch_axes())
   placed = sharding.of_tree(mesh, on.axes())
 
@@ -39,7 +40,7 @@ def main(coordinator: str, processes: int, process: int) -> None:
     want = jax.device_get(gradients.run(task, alone, rows, None, 2))
     shares = sum(len(x.sharding.device_set) > 4 for x in jax.tree.leaves(params))
     print(json.dumps({
-      "error": gradients.worst(got, want), "share": [index, count], "over_both": shares,
+      "error": gradients.worst(got, want), "share": share, "over_both": shares,
       "merged": merged, "every": every,
     }))  # fmt: skip
   hosts.wait("end")

@@ -23,6 +23,7 @@ long makes one video of any length, in windows that know each other's frames; a 
 command goes on with it, from what is kept in OUT.partial.
 """
 
+import functools
 import math
 import pathlib
 import sys
@@ -30,9 +31,11 @@ import time
 
 from absl import app, flags, logging
 
-from sora_jax.data import clips, writing
+from sora_jax.data import writing
 from sora_jax.prompting import drafts, tasks, unfinished
+from sora_jax.prompting import given as given_lib
 from sora_jax.prompting import long as long_lib
+from sora_jax.prompting.given import parse_interval, parse_size
 
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to make. Repeat for several videos.")
 SIZE = flags.DEFINE_multi_string("size", None, "WIDTHxHEIGHT in pixels; 96x64 by default.")
@@ -40,7 +43,7 @@ FRAMES = flags.DEFINE_multi_integer(
   "frames", None, "Of the result, or of a clip to take; see above."
 )
 SEED = flags.DEFINE_multi_integer("seed", None, "Names the noise; 0 by default.")
-FPS = flags.DEFINE_float("fps", None, "Frames per second; by default the model's.")
+FPS = flags.DEFINE_float("fps", None, "Frames per second; by default the clip's, or the model's.")
 STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the model's.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Strength of the text, 1 = off; the model's.")
 SOLVER = flags.DEFINE_string("solver", None, "Name of a solver; by default the model's.")
@@ -94,6 +97,15 @@ def main(argv: list[str]) -> None:
     run(argv[1:])
   except (ValueError, OSError) as error:
     sys.exit(f"generate: {error}")
+  except (MemoryError, RuntimeError) as error:  # of the host, of the device
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    asked = [f"--{flag.name}={value}" for flag in (SIZE, FRAMES) for value in flag.value or ()]
+    why = str(error).partition("\n")[0]
+    sys.exit(
+      f"generate: {' '.join(asked) or 'what is asked for'} takes more memory than there is"
+      f"{why and f' ({why})'}; ask for a smaller --size or fewer --frames"
+    )
 
 
 def run(verbs: list[str]) -> list[pathlib.Path]:
@@ -102,13 +114,14 @@ def run(verbs: list[str]) -> list[pathlib.Path]:
   if len(verbs) > 1 or verb not in TAKES:
     raise ValueError(f"unknown words {' '.join(verbs)!r}; one verb of {', '.join(TAKES)}, or none")
   check_flags(verb)
+  check_values(verb)
   if verb == "long":
     return make_long()
   return from_text(verb) if verb not in MEDIA else from_media(verb)
 
 
 def check_flags(verb: str) -> None:
-  """Raises a ValueError for flags that the verb needs and lacks, or does not take; bad numbers."""
+  """Raises a ValueError for flags that the verb needs and lacks, or does not take."""
   takes = TAKES.get(verb, ()) + MEDIA.get(verb, ())
   for name in sorted({name for names in (*TAKES.values(), *MEDIA.values()) for name in names}):
     if flags.FLAGS[name].present and name not in takes:
@@ -121,29 +134,48 @@ def check_flags(verb: str) -> None:
     if not flags.FLAGS[name].value and not (verb == "loop" and (PROMPT.value or SCRIPT.value)):
       text = ", or --prompt alone" if verb == "loop" else ""
       raise ValueError(f"--{name} is missing; {verb} needs a file there{text}")
-  strength = 1.0 if STRENGTH.value is None else STRENGTH.value
-  if not 0 <= strength <= 1 or (FROM.value and not strength):
-    raise ValueError(f"--strength={STRENGTH.value}; it must lie between 0 and 1 (--from: above 0)")
-  if STEPS.value is not None and STEPS.value < 1:
-    raise ValueError(f"--steps={STEPS.value}; a sample needs at least 1 solver step")
-  for flag in (GUIDANCE, IMAGE_GUIDANCE):
-    if flag.value is not None and not math.isfinite(flag.value):
-      raise ValueError(f"--{flag.name}={flag.value}; it must be a number, 1 = off")
-  parse_interval()
-  if not 0 <= CONTEXT_NOISE.value < 1:
-    raise ValueError(f"--context_noise={CONTEXT_NOISE.value}; it must lie in [0, 1), 0 = off")
-  if FPS.value is not None and not 0 < FPS.value <= 1000:
-    raise ValueError(f"--fps={FPS.value}; it must be above 0, at most 1000")
-  for name, flag in (("frames", FRAMES), ("seed", SEED)):
-    for value in flag.value or ():
-      if value < (name == "frames"):
-        raise ValueError(f"--{name}={value}; it must be at least {int(name == 'frames')}")
-  if WINDOW.value <= tasks.GUARD:
-    raise ValueError(f"--window={WINDOW.value}; it must be above {tasks.GUARD}, as in training")
-  if not 0 <= LEAST_FPS.value < math.inf:
-    raise ValueError(f"--least_fps={LEAST_FPS.value}; it must be a rate, or 0 for any")
+  if verb not in MEDIA and STRENGTH.value is not None and not FROM.value:
+    raise ValueError(
+      f"--strength={STRENGTH.value} does nothing without --from; it says how freely a draft is "
+      "followed"
+    )
+  if PROMPT.value and SCRIPT.value:
+    raise ValueError("--prompt and --script are both given; a script holds the prompts")
+  if verb not in ("text", "image"):
+    for flag in (PROMPT, SIZE, FRAMES, *((SEED,) if verb == "long" else ())):
+      if flag.value and len(flag.value) > 1:
+        raise ValueError(f"--{flag.name} is given {len(flag.value)} times; {verb} makes one video")
+  if OUT.value is None:
+    raise ValueError("--out is missing; name the file to write, for example --out=red.mp4")
+  if writing.check_extension(OUT.value) not in (".mp4", ".mkv") and verb == "long":
+    raise ValueError(f"--out={OUT.value}; long writes as it makes: write .mp4 or .mkv")
+
+
+def check_values(verb: str) -> None:
+  """Raises a ValueError for a number that no model takes."""
+  for flag, allowed, text in (
+    (STRENGTH, lambda t: 0 <= t <= 1 and (t or not FROM.value), "it must lie between 0 and 1 "
+     "(--from: above 0)"),
+    (STEPS, lambda n: n >= 1, "a sample needs at least 1 solver step"),
+    (GUIDANCE, math.isfinite, "it must be a number, 1 = off"),
+    (IMAGE_GUIDANCE, math.isfinite, "it must be a number, 1 = off"),
+    (CONTEXT_NOISE, lambda t: 0 <= t < 1, "it must lie in [0, 1), 0 = off"),
+    (FPS, lambda rate: 0.001 <= rate <= 1000, "it must be at least 0.001, at most 1000"),
+    (FRAMES, lambda n: n >= 1, "it must be at least 1"),
+    (SEED, lambda n: n >= 0, "it must be at least 0"),
+    (WINDOW, lambda n: n > tasks.GUARD, f"it must be above {tasks.GUARD}, as in training"),
+    (LEAST_FPS, lambda rate: 0 <= rate < math.inf, "it must be a rate, or 0 for any"),
+  ):  # fmt: skip
+    for value in flag.value if isinstance(flag.value, list) else [flag.value]:
+      if value is not None and not allowed(value):
+        raise ValueError(f"--{flag.name}={value}; {text}")
+  parse_interval(INTERVAL.value)
   if verb == "image" and set(FRAMES.value or [1]) != {1}:
     raise ValueError(f"--frames={max(FRAMES.value)} is not for image, which makes one; use text")
+  if verb == "loop" and not VIDEO.value and min(FRAMES.value or [math.inf]) <= tasks.GUARD:
+    raise ValueError(
+      f"--frames={FRAMES.value[0]}; a loop made from text has at least {tasks.GUARD + 1}"
+    )
 
 
 def from_media(verb: str) -> list[pathlib.Path]:
@@ -151,22 +183,18 @@ def from_media(verb: str) -> list[pathlib.Path]:
   began = time.monotonic()
   given = read_given(verb)
   seeds = SEED.value or [0]
-  paths = out_paths(OUT.value, len(seeds))
+  paths = given_lib.out_paths(OUT.value, len(seeds))
   from sora_jax import model as model_lib
 
   say(f"loading {MODEL.value}")
   model = model_lib.load(MODEL.value)
   fps = given.pop("fps") or model.defaults["fps"]
-  if SCRIPT.value:
-    rate = fps * FACTOR.value if verb == "interpolate" else fps
-    given["prompt"] = opened("script", long_lib.read_script).frames(rate)
   videos = getattr(model, verb)(
     **given, fps=fps, seed=seeds, guidance=GUIDANCE.value, image_guidance=IMAGE_GUIDANCE.value,
     context_noise=CONTEXT_NOISE.value, positions=POSITIONS.value, **sampler_flags(), progress=say,
   )  # fmt: skip
-  rate = fps * FACTOR.value if verb == "interpolate" else fps
   for path, video in zip(paths, videos):
-    writing.write_video(path, video, rate)
+    writing.write_video(path, video, faster(verb, fps))
     say(f"wrote {path}: {len(video)} frames of {video.shape[2]}x{video.shape[1]}")
   say(f"done in {time.monotonic() - began:.1f} s")
   return paths
@@ -174,23 +202,21 @@ def from_media(verb: str) -> list[pathlib.Path]:
 
 def read_given(verb: str) -> dict:
   """Arguments of a verb of `Model`, its files decoded.  Raises: ValueError naming a flag."""
-  if OUT.value is None:
-    raise ValueError("--out is missing; name the file to write, for example --out=red.mp4")
-  if writing.check_extension(OUT.value) == ".png":
-    raise ValueError(f"--out={OUT.value}; {verb} makes a video: write .mp4, .mkv or .gif")
-  for flag in (PROMPT, SIZE, FRAMES):
-    if flag.value and len(flag.value) > 1:
-      raise ValueError(f"--{flag.name} is given {len(flag.value)} times; {verb} makes one video")
-  if PROMPT.value and SCRIPT.value:
-    raise ValueError("--prompt and --script are both given; a script holds the prompts")
-  named = {name: flags.FLAGS[name].value for name in MEDIA[verb]}
-  files = {name: opened(name, clips.decode) for name, path in named.items() if path}
-  rates = [found.fps for name, found in files.items() if found.fps and name != "mask"]
-  given = {name: files[name].video_THWC if name in files else None for name in named}
-  if FRAMES.value and verb not in DEFAULT_FRAMES:
-    given = {name: first(video, verb, named[name]) for name, video in given.items()}
+  named = {name: path for name in MEDIA[verb] if (path := flags.FLAGS[name].value)}
+  takes = verb not in DEFAULT_FRAMES
+  most = max(2, FRAMES.value[0]) if takes and FRAMES.value else None  # 2 tell it from a picture
+  read = functools.partial(given_lib.clip, most=2 if verb == "animate" else most, takes=takes)
+  files = {name: given_lib.opened(name, path, read) for name, path in named.items()}
+  given = {name: None for name in MEDIA[verb]} | {n: f.video_THWC for n, f in files.items()}
+  if verb == "animate" and len(given["image"]) > 1:
+    raise ValueError(f"--image={IMAGE.value} has several frames; animate takes one picture")
+  for name, video in given.items() if most else ():
+    if name != "mask" or len(video) > 1:  # one picture serves all
+      given[name] = given_lib.first(video, FRAMES.value[0], verb, named[name])
   given["prompt"] = PROMPT.value[0] if PROMPT.value else ""
-  given["fps"] = next(iter(rates), None) if FPS.value is None else FPS.value
+  given["fps"] = FPS.value
+  if FPS.value is None:
+    given["fps"] = given_lib.rate({n: f for n, f in files.items() if n != "mask"}, named)
   if SIZE.value:
     given["size"] = parse_size(SIZE.value[0])
   elif verb == "outpaint":
@@ -203,29 +229,28 @@ def read_given(verb: str) -> dict:
   if verb in DEFAULT_FRAMES:
     length = sum(len(found.video_THWC) for found in files.values())
     given["frames"] = FRAMES.value[0] if FRAMES.value else DEFAULT_FRAMES[verb](length)
+  frames = frames_made(verb, given)
+  given_lib.check_out(OUT.value, verb, frames, given["fps"] and faster(verb, given["fps"]))
+  if SCRIPT.value:
+    given["fps"] = given["fps"] or given_lib.model_fps(MODEL.value)
+    rate = faster(verb, given["fps"])
+    given["prompt"] = given_lib.script(SCRIPT.value, rate, frames).frames(rate, frames)
   return given
 
 
-def opened(name: str, read):
-  """What `read` makes of a flag's file.  Raises: ValueError naming the flag, file and remedy."""
-  path = flags.FLAGS[name].value
-  try:
-    return read(path)
-  except OSError as error:
-    why = error.strerror or error
-    raise ValueError(f"--{name}={path}: {why}; name a file that can be read") from error
-  except ValueError as error:
-    raise ValueError(f"--{name}={path}: {error}") from error
+def frames_made(verb: str, given: dict) -> int:
+  """Frames of the result, from the arguments of the verb."""
+  if verb in DEFAULT_FRAMES:
+    return given["frames"]
+  length = len(given["video"])
+  made = {"extend": length + FORWARD.value + BACKWARD.value,
+          "interpolate": (length - 1) * FACTOR.value + 1}  # fmt: skip
+  return made.get(verb, length)
 
 
-def first(video_THWC, verb: str, path: str):
-  """The first --frames of a clip; a picture as it is.  Raises: ValueError if it is shorter."""
-  frames, length = FRAMES.value[0], len(video_THWC)
-  if 1 < length < frames:
-    raise ValueError(
-      f"--frames={frames}; of {verb} it says how many to take of the clip, and {path} has {length}"
-    )
-  return video_THWC[:frames]
+def faster(verb: str, fps: float | int) -> float | int:
+  """Frames per second of the result."""
+  return fps * FACTOR.value if verb == "interpolate" else fps
 
 
 _KNOWN = ("script", "context_noise")
@@ -253,6 +278,7 @@ def make_long() -> list[pathlib.Path]:
   """Makes a long video, or goes on with one.  Returns: the file written."""
   began = time.monotonic()
   given = read_long()
+  given_lib.out_paths(OUT.value, 1)
   from sora_jax import model as model_lib
   from sora_jax.weights import folder
 
@@ -277,24 +303,20 @@ def make_long() -> list[pathlib.Path]:
 
 def read_long() -> dict:
   """Arguments of `Model.long`, before anything heavy is imported.  Raises: ValueError."""
-  if OUT.value is None:
-    raise ValueError("--out is missing; name the file to write, for example --out=red.mp4")
-  if writing.check_extension(OUT.value) not in (".mp4", ".mkv"):
-    raise ValueError(f"--out={OUT.value}; long writes as it makes: write .mp4 or .mkv")
-  for flag in (PROMPT, SIZE, FRAMES, SEED):
-    if flag.value and len(flag.value) > 1:
-      raise ValueError(f"--{flag.name} is given {len(flag.value)} times; long makes one video")
   if not FRAMES.value:
     raise ValueError("--frames is missing; say how many to make, for example --frames=480")
-  if bool(PROMPT.value) == bool(SCRIPT.value):
+  if not (PROMPT.value or SCRIPT.value):
     raise ValueError(
-      f"--prompt and --script are {'both given' if PROMPT.value else 'missing'}; long takes one: "
-      "--prompt for one text, --script for a file of lines SECONDS: PROMPT"
+      "--prompt and --script are missing; long takes one: --prompt for one text, --script for a "
+      "file of lines SECONDS: PROMPT"
     )
+  prompt = PROMPT.value[0] if PROMPT.value else None
+  if SCRIPT.value:
+    rate = FPS.value or given_lib.model_fps(MODEL.value)
+    prompt = given_lib.script(SCRIPT.value, rate, FRAMES.value[0]).parts
   return {
-    "prompt": opened("script", long_lib.read_script).parts if SCRIPT.value else PROMPT.value[0],
-    "size": parse_size(SIZE.value[0] if SIZE.value else "96x64"), "frames": FRAMES.value[0],
-    "fps": FPS.value, "seed": SEED.value[0] if SEED.value else 0,
+    "prompt": prompt, "size": parse_size(SIZE.value[0] if SIZE.value else "96x64"),
+    "frames": FRAMES.value[0], "fps": FPS.value, "seed": SEED.value[0] if SEED.value else 0,
   }  # fmt: skip
 
 
@@ -302,7 +324,9 @@ def from_text(verb: str) -> list[pathlib.Path]:
   """Makes videos and pictures from text.  Returns: the files written."""
   began = time.monotonic()
   arguments = read_flags(verb)
-  paths = out_paths(OUT.value, max(len(v) for v in arguments.values() if isinstance(v, list)))
+  paths = given_lib.out_paths(
+    OUT.value, max(len(v) for v in arguments.values() if isinstance(v, list))
+  )
   from sora_jax import model as model_lib  # after the flags are known to be right
 
   say(f"loading {MODEL.value}")
@@ -332,87 +356,35 @@ def read_flags(verb: str) -> dict:
 
   Raises: ValueError naming a flag.
   """
-  if OUT.value is None:
-    raise ValueError("--out is missing; name the file to write, for example --out=red.mp4")
-  extension = writing.check_extension(OUT.value)
   if DRAFT.value and FROM.value:
     raise ValueError("--draft and --from exclude each other: --from makes a draft at full size")
-  video, notes = (None, {}) if FROM.value is None else opened("from", drafts.read)
-  prompts = PROMPT.value or notes.get("prompt")
-  if not prompts:
+  one = verb == "image" or writing.check_extension(OUT.value) == ".png"
+  most = max(FRAMES.value) if FRAMES.value else 1 if one else None
+  read = functools.partial(drafts.read, frames=most)
+  video, notes = given_lib.opened("from", FROM.value, read) if FROM.value else (None, {})
+  texts = PROMPT.value or notes.get("prompt")
+  if not texts:
     raise ValueError('--prompt is missing; say what to make, for example --prompt="a red circle"')
+  noted = notes.get("size", ["96x64"])
   given = {
-    "prompt": list(prompts),
-    "size": [parse_size(text) for text in SIZE.value or notes.get("size") or ["96x64"]],
-    "frames": FRAMES.value or [1 if verb == "image" else default_frames(extension, video)],
+    "prompt": list(texts),
+    "size": [parse_size(text) for text in SIZE.value or noted],
+    "frames": FRAMES.value or [1 if one else 17 if video is None else len(video)],
     "seed": SEED.value or notes.get("seed") or [0],
   }
-  if extension == ".png" and set(given["frames"]) != {1}:
-    raise ValueError(
-      f"--frames={max(given['frames'])} with --out={OUT.value}; a .png holds one frame: "
-      "drop --frames, or write .mp4, .mkv or .gif"
-    )
+  if video is not None:
+    drafts.check_sizes(video, given["size"], parse_size(noted[0]))
   fps = notes.get("fps") if FPS.value is None else FPS.value
-  return spread(given) | {"fps": fps, "draft_video": video}
-
-
-def spread(given: dict[str, list]) -> dict[str, list]:
-  """Repeats single values to the length of the longest.  Raises: ValueError if counts differ."""
-  number = max(len(values) for values in given.values())
-  for name, values in given.items():
-    if len(values) not in (1, number):
-      raise ValueError(
-        f"--{name} is given {len(values)} times, another flag {number} times; give each once, or "
-        "once per video"
-      )
-  return {name: values * (number // len(values)) for name, values in given.items()}
-
-
-def parse_size(text: str) -> tuple[int, int]:
-  """(width, height) of "96x64".  Raises: ValueError."""
-  parts = text.lower().split("x")
-  if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
-    raise ValueError(f"--size={text}; write WIDTHxHEIGHT in pixels, for example --size=96x64")
-  return int(parts[0]), int(parts[1])
-
-
-def parse_interval() -> tuple[float, float] | None:
-  """--guidance_interval as numbers, None if it is not given.  Raises: ValueError."""
-  if INTERVAL.value is None:
-    return None
-  try:
-    low, high = (float(text) for text in INTERVAL.value)
-    if not 0 <= low <= high <= 1:
-      raise ValueError
-  except ValueError:
-    raise ValueError(
-      f"--guidance_interval={','.join(INTERVAL.value)}; write two times LOW,HIGH within 0 and 1,"
-      " for example --guidance_interval=0.3,1"
-    ) from None
-  return low, high
+  given_lib.check_out(OUT.value, verb, max(given["frames"]), fps)
+  return given_lib.spread(given) | {"fps": fps, "draft_video": video}
 
 
 def sampler_flags() -> dict:
   """How to sample, by argument of `Model`; None = the model's own."""
   return {
     "steps": STEPS.value, "solver": SOLVER.value, "grid": GRID.value,
-    "guidance_interval": parse_interval(),
+    "guidance_interval": parse_interval(INTERVAL.value),
   }  # fmt: skip
-
-
-def default_frames(extension: str, draft) -> int:
-  """One for a picture, as many as the draft has, else 17."""
-  if extension == ".png":
-    return 1
-  return 17 if draft is None else len(draft)
-
-
-def out_paths(out: str, number: int) -> list[pathlib.Path]:
-  """`red.mp4`, or `red-0.mp4`, `red-1.mp4`, ... for several."""
-  path = pathlib.Path(out)
-  if number == 1:
-    return [path]
-  return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(number)]
 
 
 def say(line: str) -> None:

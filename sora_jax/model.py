@@ -26,8 +26,8 @@ from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.prompting import orders, verbs
 from sora_jax.prompting.orders import Order
 from sora_jax.prompting.requests import Request, RowShape
-from sora_jax.prompting.sampling import Method, Sampler
-from sora_jax.prompting.timeline import Timeline
+from sora_jax.prompting.sampling import Method, Sampler, lowered
+from sora_jax.prompting.timeline import Timeline, as_video
 from sora_jax.shapes import Grid, Patch
 from sora_jax.weights import folder as folder_lib
 from sora_jax.weights import store
@@ -208,7 +208,8 @@ class Model(verbs.Verbs):
       most PROMPTED_GUIDANCE where something is known.  grid: by default the model's, which may have
       another for clips that are gone on with (not for several seeds of one: they are to differ).
       stages: clips that are gone on with are made in so many steps from what is known on before all
-      of it goes on together, see `prompting.sampling.Method`; by default the model's.
+      of it goes on together, see `prompting.sampling.Method`; never more than the clip needs. By
+      default the model's, fewer than steps; 1 if `grid` is given, and for several seeds of one.
       image_guidance: strength of what is known, 1 = off.  context_noise: time in [0, 1) to which
       what is known is noised before the network reads it, as in training; flaws of frames that were
       made before count less then. The rest as in `generate`.
@@ -222,12 +223,14 @@ class Model(verbs.Verbs):
       lines = lines * len(seeds)
     if len(seeds) != len(lines):
       raise ValueError(f"{len(seeds)} seeds for {len(lines)} timelines; give one, or one for each")
-    method = self._method(solver, steps, grid, guidance_interval, positions)
+    method, d = self._method(solver, steps, grid, guidance_interval, positions), self.defaults
     if stages is None:
-      stages = 1 if grid else min(method.steps, self.defaults.get("extend_stages", 1))
-    grid = grid or self.defaults.get("extend_grid", method.grid)
-    going_on = dataclasses.replace(method, grid=grid, stages=stages)
-    methods = [going_on if line.goes_on and not to_differ else method for line in lines]
+      most = 1 if grid or to_differ else d.get("extend_stages", 1)
+      stages = min(max(1, method.steps - 1), most)
+    if not to_differ:
+      grid = grid or d.get("extend_grid")
+    going_on = dataclasses.replace(method, grid=grid or method.grid, stages=stages)
+    methods = [going_on if line.goes_on else method for line in lines]
     for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
       if value is not None and not math.isfinite(value):
         raise ValueError(f"{name} is {value}; it must be a number, 1 = off")
@@ -238,6 +241,7 @@ class Model(verbs.Verbs):
       self._prompted(line, int(seed), sample, *strengths, one_by_one=m.stages > 1)
       for line, seed, m in zip(lines, seeds, methods)
     ]
+    methods = [lowered(m, request) for m, request in zip(methods, requests)]
     report = progress or (lambda line: None)
     # strength 0 keeps the start as the autoencoder gives it back: there is nothing to sample
     latents = [r.start_latent if line.strength == 0 else None for line, r in zip(lines, requests)]
@@ -255,13 +259,6 @@ class Model(verbs.Verbs):
     for line, latent_thwZ in zip(lines, latents):
       videos.append(self.finish(line, self.decode(latent_thwZ, line.frames, line.size)))
     return videos if several else videos[0]
-
-  def finish(self, line: Timeline, decoded_THWC: np.ndarray) -> np.ndarray:
-    """What a timeline knows in its place among decoded pixels, which are blended with it.
-
-    Args: decoded_THWC: uint8 [T, H, W, 3].  Returns: uint8 [n, H, W, 3], all of the result.
-    """
-    return line.finish(line.blended(decoded_THWC, self._f_s))
 
   def encode(self, video_THWC: np.ndarray) -> np.ndarray:
     """Latents of a video of any size and length, which is edge-padded to what the VAE needs.
@@ -301,7 +298,7 @@ class Model(verbs.Verbs):
 
   def _encode_padded(self, video_THWC: np.ndarray, latents: int, multiple: int) -> np.ndarray:
     """Encodes after padding to a multiple of latent frames and of pixels."""
-    video_THWC = verbs.as_video(video_THWC)
+    video_THWC = as_video(video_THWC)
     extra = self._padded_frames(len(video_THWC), latents) - len(video_THWC)
     video_THWC = np.concatenate([video_THWC, np.repeat(video_THWC[-1:], extra, axis=0)])
     return self._encode_float(transforms.to_float(transforms.pad_size(video_THWC, multiple)))
@@ -318,11 +315,6 @@ class Model(verbs.Verbs):
     if self._mesh is None:
       return jnp.asarray(x_BTHWC)
     return jax.device_put(x_BTHWC, sharding.fitting(self._mesh, vae.AXES, x_BTHWC.shape))
-
-  def _padded_frames(self, frames: int, latents: int) -> int:
-    """Frames of the least multiple of latent frames that holds a video."""
-    t = -(-(1 + -(-(frames - 1) // self._f_t)) // latents) * latents
-    return 1 + (t - 1) * self._f_t
 
   def _prompted(
     self,
@@ -345,11 +337,7 @@ class Model(verbs.Verbs):
     t, h, w, _ = mask_thwF.shape
     cells = canvas = exact = is_exact = start = None
     if mask_thwF.any():
-      if not self.prompted:
-        raise ValueError(
-          "this model has not seen image or video prompts in training, so it would ignore them; "
-          "train one with config.data.prompts.on=True, or use generate and edit"
-        )
+      self._check_prompted()
       shown = known.blanked(transforms.to_float(pixels), mask_thwF, self._f_s)
       latent_thwZ = self._encode_float(shown)
       exact = latent_thwZ

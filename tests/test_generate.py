@@ -1,5 +1,6 @@
 """The sampling command line, on a small random model: files, packing, drafts, messages."""
 
+import functools
 import importlib.util
 import pathlib
 
@@ -13,7 +14,7 @@ import sora_jax
 from sora_jax import generate
 from sora_jax import model as model_lib
 from sora_jax.data import clips, writing
-from sora_jax.prompting import drafts, timeline
+from sora_jax.prompting import drafts, orders, timeline
 from sora_jax.weights import folder
 
 spec = importlib.util.spec_from_file_location(
@@ -91,16 +92,31 @@ def test_a_draft_is_small_and_is_made_again_at_full_size(run, tmp_path):
     run(**{"from": str(bare)}, out=str(tmp_path / "full.mkv"))
 
 
+def test_a_draft_without_notes_is_made_at_twice_its_own_size(run, tmp_path):
+  draft, out = tmp_path / "draft.mkv", tmp_path / "full.mkv"
+  writing.write_video(draft, np.zeros((2, 8, 4, 3), np.uint8), 8.0)
+  run(**{"from": str(draft)}, prompt=[PROMPT], steps=1, out=str(out))
+  assert clips.decode(out).video_THWC.shape == (2, 16, 8, 3)
+  assert orders.DRAFT_SCALE == model_lib.DRAFT_SCALE == 2
+
+
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-  """Files to prompt with: a clip, another, a picture, a mask."""
+  """Files to prompt with: a clip, others of its rate and of twice that, a picture, a mask, a script
+  of 20 seconds."""
   folder, rng = tmp_path_factory.mktemp("media"), np.random.default_rng(0)
-  for name, frames in (("a", 5), ("b", 3), ("picture", 1)):
+  for name, frames, fps in (
+    ("a", 5, 12.0),
+    ("b", 3, 12.0),
+    ("fast", 3, 24.0),
+    ("picture", 1, 30.0),
+  ):
     video = rng.integers(1, 256, (frames, 8, 12, 3), dtype=np.uint8)
-    writing.write_video(folder / f"{name}.mkv", video, 12.0)
+    writing.write_video(folder / f"{name}.mkv", video, fps)
   mask = np.zeros((1, 8, 12, 3), np.uint8)
   mask[:, :4] = 255
   writing.write_video(folder / "mask.png", mask)
+  (folder / "late").write_text("0: a red circle\n20: a blue square\n")
   return {path.stem: str(path) for path in folder.iterdir()}
 
 
@@ -116,8 +132,12 @@ def media(tmp_path_factory):
     ("edit", {"video": "a", "strength": 0.5}, 5, {}),
     ("edit", {"video": "a", "image_guidance": 2.0}, 5, {}),
     ("edit", {"video": "a", "frames": [3]}, 3, {}),
+    ("edit", {"video": "a", "frames": [1]}, 1, {}),
+    ("connect", {"start": "a", "end": "fast", "frames": [9], "fps": 12.0}, 9, {8: ("fast", 2)}),
+    ("connect", {"start": "picture", "end": "b", "frames": [6]}, 6, {0: ("picture", 0)}),
     ("extend", {"video": "a", "forward": 2, "frames": [3]}, 5, {0: ("a", 0), 2: ("a", 2)}),
     ("inpaint", {"video": "a", "mask": "mask"}, 5, {}),
+    ("inpaint", {"video": "a", "mask": "mask", "frames": [4]}, 4, {}),
     ("outpaint", {"video": "a", "size": ["20x8"]}, 5, {}),
   ],
 )
@@ -128,16 +148,38 @@ def test_verbs_write_what_was_given_bit_by_bit(run, media, tmp_path, verb, value
   assert run(verb, **files, steps=1, prompt=[PROMPT], out=str(out)) == [out]
   decoded = clips.decode(out)
   assert len(decoded.video_THWC) == frames
-  rate = {"animate": 12.0, "interpolate": 36.0}.get(verb, 12.0)
+  rate = {"animate": 8.0, "interpolate": 36.0}.get(verb, 12.0)  # a picture's 30.0 says nothing
   assert decoded.fps == pytest.approx(rate)
   for at, (name, frame) in known.items():
     given = clips.decode(media[name]).video_THWC[frame]
     np.testing.assert_array_equal(decoded.video_THWC[at], given)
   a = clips.decode(media["a"]).video_THWC
   if verb == "inpaint":
-    np.testing.assert_array_equal(decoded.video_THWC[:, 4:], a[:, 4:])
+    np.testing.assert_array_equal(decoded.video_THWC[:, 4:], a[:frames, 4:])
   if verb == "outpaint":
     np.testing.assert_array_equal(decoded.video_THWC[:, :, 4:16], a)
+
+
+def test_a_picture_is_made_from_a_picture(run, media, tmp_path):
+  how = {"prompt": [PROMPT], "steps": 1, "out": str(tmp_path / "x.png")}
+  for values in ({"video": media["picture"]}, {"video": media["a"], "frames": [1]}):
+    (path,) = run("edit", **values, **how)
+    assert clips.decode(path).size == (12, 8)
+
+
+def test_no_more_is_decoded_than_is_taken(run, media, tmp_path, monkeypatch):
+  how = {"prompt": [PROMPT], "steps": 1, "out": str(tmp_path / "x.mkv")}
+  decode = functools.partial(clips.decode, max_bytes=4 * 8 * 12 * 3)
+  monkeypatch.setattr(clips, "decode", decode)
+  (path,) = run("edit", video=media["a"], frames=[3], **how)
+  assert clips.decode(path).video_THWC.shape[0] == 3
+  remedy = (
+    "--video=.*a.mkv: its first 4 frames fill .*; take fewer with --frames=N, or give a small"
+  )
+  with pytest.raises(ValueError, match=remedy):
+    run("edit", video=media["a"], **how)
+  with pytest.raises(ValueError, match="--start=.*; give a smaller or shorter file$"):
+    run("connect", start=media["a"], end=media["b"], **how)
 
 
 def test_a_loop_is_made_from_text_alone(run, tmp_path):
@@ -267,6 +309,7 @@ def test_a_script_is_filmed_into_an_mp4(run, small, tmp_path, monkeypatch):
     ({"guidance_interval": ["0.5"]}, "--guidance_interval=0.5; write two times LOW,HIGH"),
     ({"guidance_interval": ["0.5", "2"]}, "--guidance_interval=0.5,2; write two"),
     ({"out": None}, "--out is missing"),
+    ({"out": "/proc/nowhere/x.mkv"}, "--out=/proc/nowhere/x.mkv: nothing can be written to /proc"),
   ],
 )
 def test_mistakes_with_long_are_named_and_leave_nothing(run, tmp_path, values, message):
@@ -291,12 +334,11 @@ def test_mistakes_with_long_are_named_and_leave_nothing(run, tmp_path, values, m
     ("edit", {"video": "a", "strength": 2.0}, "--strength=2.0; it must lie between 0 and 1"),
     ("outpaint", {"video": "a"}, "--size is missing"),
     ("animate", {"image": "picture", "frames": [0]}, "--frames=0"),
-    ("animate", {"image": "picture", "out": "x.png"}, "animate makes a video"),
-    ("animate", {"image": "a"}, "image has 5 frames"),
+    ("animate", {"image": "a"}, "--image=.*a.mkv has several frames; animate takes one picture"),
     ("connect", {"start": "a", "end": "b", "frames": [8]}, "frames is 8, but the clips have 5"),
     ("inpaint", {"video": "b", "mask": "a"}, "mask has 5 frames"),
     ("loop", {"video": "a", "size": ["8x8", "9x9"]}, "--size is given 2 times"),
-    ("extend", {"video": "a", "forward": 1, "fps": 0.0}, "--fps=0.0; it must be above 0"),
+    ("extend", {"video": "a", "forward": 1, "fps": 0.0}, "--fps=0.0; it must be at least 0.001"),
     ("extend", {"video": "a", "forward": 1, "frames": [33]}, "--frames=33; .*a.mkv has 5"),
     ("edit", {"video": "a", "draft": True}, "--draft=True is not for edit; it belongs to text"),
     ("edit", {"video": "a", "guidance": float("nan")}, "--guidance=nan; it must be a number"),
@@ -315,6 +357,45 @@ def test_mistakes_with_files_are_named(run, media, tmp_path, verb, values, messa
   assert not list(tmp_path.iterdir())
 
 
+NOWHERE = "/proc/nowhere/x.mkv"
+
+
+@pytest.mark.parametrize(
+  "verb,values,message",
+  [
+    ("edit", {"video": "picture", "frames": [17]}, "--frames=17; of edit .*picture.mkv has 1"),
+    ("edit", {"video": "a", "out": "x.png"}, "--out=x.png: edit makes 5 frames .*a .png holds one"),
+    ("extend", {"video": "picture", "forward": 2, "out": "x.png"}, "extend makes 3 frames"),
+    ("interpolate", {"video": "b", "factor": 3, "out": "x.png"}, "interpolate makes 7 frames"),
+    ("animate", {"image": "picture", "out": "x.png"}, "animate makes 17 frames"),
+    ("connect", {"start": "a", "end": "fast"}, "--start=.*a.mkv has 12, --end=.*fast.mkv has 24 fra"
+     "mes per second; .*--fps"),
+    ("edit", {"video": "a", "out": NOWHERE}, f"--out={NOWHERE}: nothing can be written to /proc"),
+    ("text", {"out": NOWHERE}, f"--out={NOWHERE}: nothing can be written to /proc/nowhere"),
+    ("text", {"out": f"{__file__}/x.mkv"}, "--out=.*: nothing can .* to .*test_generate.py"),
+    ("edit", {"video": "a", "out": "x.gif", "fps": 0.001}, "--fps=0.001: 5 frames last 5000 s"),
+    ("text", {"out": "x.gif", "fps": 0.02}, "--fps=0.02: 17 frames last 850 s, and a .gif"),
+    ("loop", {"frames": [5]}, "--frames=5; a loop made from text has at least 6"),
+    ("text", {"from": "a", "size": ["16x24"]}, "--size=16x24 is another .* 12x8, .* 24x16"),
+    ("text", {"strength": 0.5}, "--strength=0.5 does nothing without --from"),
+    ("animate", {"image": "picture", "script": "late"}, "--script=.*late: a prompt at 20 s, but the"
+     " video ends at 2.125 s; ask for more than 160 frames, or leave"),
+    ("interpolate", {"video": "b", "script": "late"}, "the video ends at 0.208"),
+    ("long", {"frames": [30], "script": "late"}, "the video ends at 3.75 s"),
+  ],
+)  # fmt: skip
+def test_mistakes_are_named_before_the_model_is_loaded(
+  run, media, tmp_path, monkeypatch, verb, values, message
+):
+  monkeypatch.setattr(model_lib, "load", None)
+  files = {name: media.get(value, value) if isinstance(value, str) else value
+           for name, value in values.items()}  # fmt: skip
+  prompt = None if "script" in values else [PROMPT]
+  with pytest.raises(ValueError, match=message):
+    run(verb, **{"out": str(tmp_path / "a.mkv"), "prompt": prompt, **files})
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
   "values,message",
   [
@@ -325,8 +406,8 @@ def test_mistakes_with_files_are_named(run, media, tmp_path, verb, values, messa
     ({"size": ["0x64"]}, "--size=0x64"),
     ({"frames": [0]}, "--frames=0; it must be at least 1"),
     ({"seed": [-1]}, "--seed=-1"),
-    ({"fps": 0.0}, "--fps=0.0; it must be above 0"),
-    ({"frames": [5], "out": "a.png"}, "--frames=5 with --out=a.png"),
+    ({"fps": 0.0}, "--fps=0.0; it must be at least 0.001"),
+    ({"frames": [5], "out": "a.png"}, "--out=a.png: text makes 5 frames .*, and a .png holds one"),
     ({"prompt": ["a", "b"], "size": ["8x8"] * 3}, "--prompt is given 2 times, another flag 3"),
     ({"draft": True, "from": "a.mp4"}, "--draft and --from"),
     ({"model": "tyni"}, "no model 'tyni'"),
@@ -356,13 +437,34 @@ def test_notes_of_drafts_are_named_when_damaged_and_go_with_their_draft(run, tmp
   assert not notes.exists() and captions.exists()
 
 
-def test_errors_leave_the_command_in_one_line(monkeypatch):
+@pytest.mark.parametrize(
+  "error,line",
+  [
+    (FileNotFoundError("no weights file x"), "^generate: no weights file x$"),
+    (MemoryError("Unable to allocate 9 TiB"), r"^generate: --size=8x6 --frames=99999 takes more "
+     r"memory than there is \(Unable to allocate 9 TiB\); ask for a smaller --size or fewer --fra"),
+    (MemoryError(), "--frames=99999 takes more memory than there is; ask for"),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\ntrace"), r"is \(RESOURCE.* of memory\); ask"),
+  ],
+)  # fmt: skip
+def test_errors_leave_the_command_in_one_line(monkeypatch, error, line):
   def fail(_):
-    raise FileNotFoundError("no weights file x")
+    raise error
 
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["test"])
   monkeypatch.setattr(generate, "run", fail)
-  with pytest.raises(SystemExit, match="^generate: no weights file x$"):
+  with flagsaver.flagsaver(size=["8x6"], frames=[99999]), pytest.raises(SystemExit, match=line):
     generate.main(["generate"])
-  monkeypatch.undo()
+
+
+def test_other_faults_and_unknown_verbs(monkeypatch):
   with pytest.raises(ValueError, match="unknown words 'fly'; one verb of text, image, animate"):
     generate.run(["fly"])
+
+  def fail(_):
+    raise RuntimeError("a fault of ours")
+
+  monkeypatch.setattr(generate, "run", fail)
+  with pytest.raises(RuntimeError, match="a fault of ours"):
+    generate.main(["generate"])

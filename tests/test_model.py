@@ -288,6 +288,43 @@ def test_what_is_gone_on_with_may_be_made_from_the_clip_on(model, monkeypatch):
     model.make(on, stages=0)
 
 
+@pytest.mark.parametrize(("steps", "stages"), [(1, 1), (2, 1), (3, 2)])
+def test_by_default_the_last_latent_frame_takes_more_than_one_step(
+  model, monkeypatch, steps, stages
+):
+  on = tasks.extend(clip(5), PROMPT, None, 8.0, forward=6)
+  monkeypatch.setattr(model, "defaults", model.defaults | {"extend_stages": 4})
+  want = model.make(on, steps=steps, stages=stages)
+  np.testing.assert_array_equal(model.make(on, steps=steps), want)
+
+
+@pytest.mark.parametrize(("how", "stages"), [({}, 1), ({"stages": 2}, 2)])
+def test_several_seeds_of_one_clip_take_the_stages_that_are_asked_for(
+  model, monkeypatch, how, stages
+):
+  on = tasks.extend(clip(5), PROMPT, None, 8.0, forward=6)
+  want = model.make([on, on], seed=[0, 1], stages=stages)
+  monkeypatch.setattr(model, "defaults", model.defaults | {"extend_stages": 3})
+  np.testing.assert_array_equal(model.make(on, seed=[0, 1], **how), want)
+
+
+def test_how_a_clip_is_gone_on_with_does_not_depend_on_what_is_made_beside_it(model, monkeypatch):
+  lines = [tasks.extend(clip(5), PROMPT, None, 8.0, forward=n) for n in (2, 6)]
+  seen, decode = [], model.decode
+  monkeypatch.setattr(
+    model, "decode", lambda latent, *crop: seen.append(latent) or decode(latent, *crop)
+  )
+  alone = [model.make(line, stages=3) for line in lines]
+  before = model.sampler.programs
+  together = model.make(lines, stages=3)
+  for i in (0, 1):
+    assert np.abs(seen[i] - seen[2 + i]).max() < 1e-4
+    np.testing.assert_array_equal(together[i], alone[i])
+  assert model.sampler.programs == before
+  model.make(lines[1], stages=1)
+  assert np.abs(seen[1] - seen[4]).max() > 0.01
+
+
 def test_first_latents_known_wholly_are_not_left_to_the_network(model):
   whole = tasks.extend(clip(5), PROMPT, None, 8.0, forward=4)
   for line, count in (

@@ -20,7 +20,10 @@ from sora_jax.data import hdr, pictures, transforms
 from sora_jax.data.pictures import MediaError
 from sora_jax.data.writing import VideoWriter, write_video
 
-__all__ = ["Decoded", "MediaError", "Reader", "VideoWriter", "decode", "fit_short", "write_video"]
+__all__ = [
+  "Decoded", "MediaError", "Reader", "TooLargeError", "VideoWriter", "decode", "fit_short",
+  "write_video",
+]  # fmt: skip
 
 MAX_PIXELS = 4096 * 4096
 """Pixels of one frame that a file may have unless told otherwise."""
@@ -30,6 +33,14 @@ _SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FUL
 _UNSPECIFIED = 2  # a frame's colorspace, ISO/IEC 23091-2
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # how a Matroska file and its body begin
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones drop the alpha
+
+
+class TooLargeError(MediaError):
+  """More frames than are held at once.  frames: how many of the first ones would be."""
+
+  def __init__(self, message: str, frames: int = 0):  # pickled, it comes back from its message
+    super().__init__(message)
+    self.frames = frames
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,17 +73,18 @@ def decode(
 
   Args: short_side: shrinks while decoding; see `fit_short`.  max_frames: stops there.
     salvage: keeps the frames before the damage instead of refusing the file.
-  Raises: FileNotFoundError; MediaError for what cannot be decoded ("46 of 150 frames decode"), is
-  larger than `max_pixels`, or would hold more than `max_bytes`.
+  Raises: FileNotFoundError; MediaError for what cannot be decoded ("46 of 150 frames decode") or is
+  larger than `max_pixels`; TooLargeError for what would hold more than `max_bytes`.
   """
   with Reader(path, short_side=short_side, max_pixels=max_pixels) as reader:
     held, size = [], 0
     for _, frame_HWC in reader.frames():
       size += frame_HWC.nbytes
       if size > max_bytes:
-        raise MediaError(
+        raise TooLargeError(
           f"the first {len(held)} frames fill max_bytes={max_bytes}; "
-          "give max_frames or short_side, or stream them with Reader"
+          "give max_frames or short_side, or stream them with Reader",
+          len(held),
         )
       held.append(frame_HWC)
       if max_frames is not None and len(held) >= max_frames:

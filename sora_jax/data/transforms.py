@@ -160,28 +160,5 @@ def pad_size(video: np.ndarray, multiple: int) -> np.ndarray:
   return np.pad(video, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
 
 
-def subsample_indices(frames: int, fps: float | int, target_fps: float | int) -> np.ndarray:
-  """Which frames to show at `target_fps`: output k shows the frame on screen at k / target_fps.
-
-  Returns: int [K], increasing; all frames where the clip is not faster than the target.
-  """
-  if frames < 1 or not fps > 0 or not target_fps > 0:
-    raise ValueError(f"got {frames} frames at {fps} fps, target {target_fps}; all must be positive")
-  if fps <= target_fps * 1.01:
-    return np.arange(frames)
-  count = math.ceil(frames * target_fps / fps - 1e-6)
-  shown = np.floor(np.arange(count) * (fps / target_fps) + 1e-6).astype(np.int64)
-  return np.minimum(shown, frames - 1)
-
-
-def subsample(
-  video: np.ndarray, fps: float | int, target_fps: float | int
-) -> tuple[np.ndarray, float | int]:
-  """Drops frames of [T, ...] to `target_fps`. Returns: the frames and their true rate."""
-  if fps <= target_fps * 1.01:
-    return video, fps
-  return video[subsample_indices(len(video), fps, target_fps)], target_fps
-
-
 def _inside(n: int, most: int) -> int:
   return max(1, min(n, most))

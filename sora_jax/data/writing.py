@@ -11,6 +11,8 @@ from PIL import Image
 
 EXTENSIONS = (".mp4", ".mkv", ".png", ".gif")
 """What the name of a file to write may end in."""
+GIF_SECONDS = 655
+"""For how long a .gif can show one picture, or several in a row that are equal."""
 _ROUNDING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
@@ -42,6 +44,8 @@ def write_video(
   _check(video_THWC, 4)
   if extension == ".png" and len(video_THWC) != 1:
     raise ValueError(f"{path}: {len(video_THWC)} frames do not fit a .png; use .mp4, .mkv or .gif")
+  if extension == ".gif" and fps is not None:
+    _check_rate(fps)
   if extension in (".png", ".gif"):
     _write_picture(pathlib.Path(path), video_THWC, 24.0 if fps is None else fps)
     return
@@ -64,8 +68,7 @@ class VideoWriter:
   def __init__(self, path: str | os.PathLike, fps: float | int = 24.0, *, quality: int = 16):
     if check_extension(path) not in (".mp4", ".mkv"):
       raise ValueError(f"{path}: frame by frame only .mp4 and .mkv can be written")
-    if not 0 < fps <= 1000:
-      raise ValueError(f"fps {fps}; expected a rate above 0, at most 1000")
+    _check_rate(fps)
     if not 0 <= quality <= 51:
       raise ValueError(f"quality {quality}; expected 0 (best) to 51")
     self.path = pathlib.Path(path)
@@ -174,12 +177,22 @@ def _write_picture(path: pathlib.Path, video_THWC: np.ndarray, fps: float | int)
   try:
     images[0].save(temporary, format=path.suffix[1:].upper(), **options)
     os.replace(temporary, path)
+  except OverflowError as error:  # frames that are equal are written as one
+    raise ValueError(
+      f"{path}: at fps {fps} a picture stands longer than the {GIF_SECONDS} s of a .gif; give a "
+      "higher rate, or use .mp4 or .mkv"
+    ) from error
   finally:
     temporary.unlink(missing_ok=True)
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _check_rate(fps: float | int) -> None:
+  if not 0.001 <= fps <= 1000:  # a file counts in thousandths
+    raise ValueError(f"fps {fps}; expected a rate of at least 0.001, at most 1000")
 
 
 def _check(pixels: np.ndarray, ndim: int) -> None:

@@ -71,28 +71,3 @@ def packed_loss(
   mean_RS = segments.total(error_RL, segment_RL, num_segments) / safe_RS
   weight_RS = jnp.where(valid_RS, safe_RS**gamma, 0.0)
   return PackedLoss(jnp.sum(weight_RS * mean_RS), jnp.sum(weight_RS), mean_RS, valid_RS)
-
-
-class TimeBins(NamedTuple):
-  """Sums for a histogram of the loss over equal parts of [0, 1]; add over steps, then divide."""
-
-  total: Float[Array, "bins"]
-  count: Float[Array, "bins"]
-
-  @property
-  def mean(self) -> Float[Array, "bins"]:
-    """Mean loss of each bin; NaN where nothing fell."""
-    return jnp.where(self.count > 0, self.total / jnp.maximum(self.count, 1.0), jnp.nan)
-
-
-def loss_by_time(
-  loss_RS: Float[Array, "R S"],
-  time_RS: Float[Array, "R S"],
-  valid_RS: Bool[Array, "R S"],
-  bins: int = 10,
-) -> TimeBins:
-  """Sorts the loss of each segment (or time slot) by its time; time 1 falls into the last bin."""
-  index_RS = jnp.clip((time_RS * bins).astype(jnp.int32), 0, bins - 1)
-  hit_RSb = (index_RS[..., None] == jnp.arange(bins)[None, None, :]) & valid_RS[..., None]
-  loss_RSb = jnp.where(hit_RSb, loss_RS.astype(jnp.float32)[..., None], 0.0)
-  return TimeBins(jnp.sum(loss_RSb, axis=(0, 1)), jnp.sum(hit_RSb, axis=(0, 1), dtype=jnp.float32))

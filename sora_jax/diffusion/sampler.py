@@ -2,7 +2,7 @@
 
 `integrate` is the whole sampler. `denoise(x, j)` gives E[x0 | x] at point j of the grid; guidance,
 prompts, layout and the network live inside it. Times may differ per segment or per token: they
-broadcast against x behind their first axis ([J, R, L, 1] in packed rows, by `token_grid`).
+broadcast against x behind their first axis ([J, R, L, 1] in packed rows).
 
 The noise of a sample is a function of the seed, the text of the prompt, the number of the sample
 and the position (t, y, x) in the latent grid, and of nothing else: it is drawn cell by cell, so
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from sora_jax.diffusion import solvers, times
+from sora_jax.diffusion import solvers
 from sora_jax.shapes import Grid, Patch
 
 
@@ -139,20 +139,6 @@ def linear_quadratic_grid(steps: int, threshold: float = 0.025) -> Float[Array, 
   index = np.arange(rest + 1)
   done = np.concatenate([slope * np.arange(even), threshold + slope * index + bend * index**2])
   return jnp.asarray(np.clip(1.0 - done, 0.0, 1.0), jnp.float32)
-
-
-def token_grid(
-  times_J: Float[Array, "J"], shift_RQ: Float[Array, "R Q"], slot_RL: Int[Array, "R L"]
-) -> Float[Array, "J R L 1"]:
-  """A grid for each token of packed rows, shifted by its slot's own a; ready for `integrate`."""
-  times_JRQ = slot_grid(times_J, shift_RQ)
-  times_JRL = jax.vmap(times.token_times, in_axes=(0, None))(times_JRQ, slot_RL)
-  return times_JRL[..., None]
-
-
-def slot_grid(times_J: Float[Array, "J"], shift_RQ: Float[Array, "R Q"]) -> Float[Array, "J R Q"]:
-  """A grid for each time slot, shifted by its own a: entry j is the time table at point j."""
-  return times.shift(shift_RQ[None], times_J[:, None, None])
 
 
 def sample_key(seed: int, text: str, sample: int = 0) -> Key[Array, ""]:

@@ -190,13 +190,6 @@ def staged(
   return jnp.where(of_slots(chosen_RS) > 0, shift(shift_RQ, plain_RQ), time_RQ)
 
 
-def evaluation_times(number: int = 10) -> Float[Array, "J"]:
-  """Equidistant times (i + 1/2) / number, the same for every evaluation, before the shift."""
-  if number < 1:
-    raise ValueError(f"an evaluation needs at least one time, got {number}")
-  return (jnp.arange(number, dtype=jnp.float32) + 0.5) / number
-
-
 def token_times(time_RQ: Float[Array, "R Q"], slot_RL: Int[Array, "R L"]) -> Float[Array, "R L"]:
   """Time of each token, by its slot in the row's table (0-based)."""
   return jnp.take_along_axis(time_RQ, slot_RL, axis=1)

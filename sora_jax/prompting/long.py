@@ -25,6 +25,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
@@ -47,6 +48,8 @@ BATCH = 4
 """Most windows of key frames that are sampled in one call."""
 MAX_FRAMES = 10_000_000
 _LEVELS = 64
+_LINE = re.compile(r"(\S+?)(?:\s*:(?!\d)\s*|\s+(?![\s:]))(.+)")
+"""SECONDS: PROMPT; "1:30 a" is no line of it, whatever its writer meant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,15 +202,24 @@ class Script:
     times = [begin for begin, _ in self.parts]
     return self.parts[max(1, bisect.bisect_right(times, seconds + 1e-9)) - 1][1]
 
-  def frames(self, fps: float | int) -> list[tuple[int, str]]:
-    """The prompts with the frames at which they take over, see `timeline.blank`."""
-    return [(math.ceil(seconds * fps - 1e-9), text) for seconds, text in self.parts]
-
-  def between(self, start: int, stop: int, fps: float | int) -> list[tuple[int, str]]:
-    """The prompts of the frames [start, stop), with their frames counted from `start`.
+  def frames(self, fps: float | int, stop: int | None = None) -> list[tuple[int, str]]:
+    """The prompts with the frames at which they take over, see `timeline.blank`.
 
     Of prompts that take over at the same frame, the last holds.
+    Args: stop: frames of the video; None = any number.
+    Raises: ValueError for a prompt that begins when the video has ended.
     """
+    end = self.parts[-1][0]
+    if stop is not None and end >= stop / fps:
+      raise ValueError(
+        f"a prompt at {end:g} s, but the video ends at {stop / fps:g} s; ask for more than "
+        f"{math.floor(end * fps)} frames, or leave that prompt out"
+      )
+    found = {math.ceil(seconds * fps - 1e-9): text for seconds, text in self.parts}
+    return [(frame, text) for frame, text in found.items() if stop is None or frame < stop]
+
+  def between(self, start: int, stop: int, fps: float | int) -> list[tuple[int, str]]:
+    """The prompts of the frames [start, stop), with their frames counted from `start`."""
     found = {0: self.at(start / fps)}
     found |= {frame - start: text for frame, text in self.frames(fps) if start < frame < stop}
     return list(found.items())
@@ -225,9 +237,9 @@ def read_script(path: str | os.PathLike) -> Script:
     0: a red circle moves right over a black background
     4.5: a red circle bounces over a black background
 
-  The colon may be left out. Empty lines and those that begin with # are skipped. The first line is
-  for second 0, and seconds rise.  Raises: OSError; ValueError with file and line, and what was
-  expected there.
+  Blanks on either side of the colon do not matter, and a blank may stand for it. Empty lines and
+  those that begin with # are skipped. The first line is for second 0, and seconds rise.
+  Raises: OSError; ValueError with file and line, and what was expected there.
   """
   parts = []
   try:
@@ -237,12 +249,13 @@ def read_script(path: str | os.PathLike) -> Script:
   for number, line in enumerate(lines, 1):
     if not line.strip() or line.strip().startswith("#"):
       continue
-    first, _, text = line.strip().replace("\t", " ").partition(" ")
+    found = _LINE.fullmatch(line.strip())
+    first, text = found.groups() if found else ("nan", "")
     try:
-      seconds = float(first.removesuffix(":"))
+      seconds = float(first)
     except ValueError:
       seconds = math.nan
-    if not (math.isfinite(seconds) and text.strip()):
+    if not math.isfinite(seconds):
       raise ValueError(
         f"{path}:{number}: {line.strip()!r}; expected SECONDS: and a prompt, for example "
         '"4.5: a red circle moves right"'
@@ -253,7 +266,7 @@ def read_script(path: str | os.PathLike) -> Script:
       raise ValueError(
         f"{path}:{number}: {seconds:g} s is not after {parts[-1][0]:g} s; put the lines in order"
       )
-    parts.append((seconds, text.strip()))
+    parts.append((seconds, text))
   if not parts:
     raise ValueError(f"{path}: no prompt; expected lines of SECONDS: and a prompt, the first at 0")
   return Script(tuple(parts))
@@ -299,12 +312,7 @@ class Film:
       raise ValueError(f"seed is {self.seed}; it must be at least 0, below 2^64")
     if self.batch < 1:
       raise ValueError(f"batch is {self.batch}; it must be at least 1")
-    end, seconds = self.script.parts[-1][0], self.plan.frames / self.plan.fps
-    if end >= seconds:
-      raise ValueError(
-        f"the script has a prompt at {end:g} s, but the video ends at {seconds:g} s; ask for more "
-        f"than {math.floor(end * self.plan.fps)} frames"
-      )
+    self.script.frames(self.plan.fps, self.plan.frames)  # refuses one that is too long
     self._done, self._made, self._frames, self._new, self._began = 0, 0, 0, 0, 0.0
 
   def chunks(self) -> Iterator[Video]:

@@ -9,6 +9,8 @@ import numpy as np
 from sora_jax.data.transforms import Size
 
 MAX_FRAMES = 100_000
+DRAFT_SCALE = 2
+"""A draft has half the width and height and half the solver steps."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sora_jax.diffusion import guidance, process, sampler, solvers, times
 from sora_jax.ops import packing, positions
 from sora_jax.ops.patchify import join_cells, unpatchify
 from sora_jax.prompting.requests import Request, RowShape, batches, shape_for
-from sora_jax.shapes import Patch
+from sora_jax.shapes import WHOLE, Patch
 
 
 @runtime_checkable
@@ -60,7 +60,8 @@ class Method:
     grid: a key of `diffusion.sampler.GRIDS`.
     stages: frames of tokens of requests that are made `one_by_one` take the first step of the grid
       alone, those next to known ones first, in up to so many turns, the last of them for all that
-      is left; see `diffusion.sampler.staged_grid`. The sampler lowers it to what is needed.
+      is left; see `diffusion.sampler.staged_grid`. More than a clip needs are steps that the rest
+      of it lacks; see `lowered`.
     interval: (low, high) of the grid, before the shift and as shares of where a clip starts:
       guidance acts above `low` and up to `high`; elsewhere rows are evaluated once.
     rescale: share of the deviation given back after guidance, see `guidance.rescale`.
@@ -182,10 +183,7 @@ class Sampler:
     """
     if not requests:
       return []
-    method = dataclasses.replace(
-      method, branches=min(method.branches, branches(requests)),
-      stages=min(method.stages, stages(requests)),
-    )  # fmt: skip
+    method = dataclasses.replace(method, branches=min(method.branches, branches(requests)))
     calls = self.packed(requests)
     done = [None] * len(requests)
     for number, (batch, group) in enumerate(calls):
@@ -219,7 +217,7 @@ class Sampler:
     """A batch on the mesh; without one, as it is."""
     if self._mesh is None:
       return batch
-    return sharding.put_batch(self._mesh, batch, ROW_AXES, (0, 1))
+    return sharding.put_batch(self._mesh, batch, ROW_AXES, WHOLE)
 
   def noise(self, batch: dict, number: Any = None) -> jax.Array:
     """The noise of a batch's samples [R, L, P], 0 at padding: what they start from, or what
@@ -383,11 +381,11 @@ def branches(requests: Sequence[Request]) -> int:
   return 2 if any(r.guidance != 1.0 for r in requests) else 1
 
 
-def stages(requests: Sequence[Request]) -> int:
-  """How many stages these requests have: how far a frame of tokens may be from a known one."""
+def lowered(method: Method, request: Request) -> Method:
+  """The method with no more stages than a request needs: as many as a frame of tokens may be away
+  from a known one."""
   most = 1
-  for r in requests:
-    if r.one_by_one and r.known is not None and r.known.any():
-      told_t = np.flatnonzero(r.known.reshape(r.grid[0], -1).any(1))
-      most = max(most, int(np.abs(np.arange(r.grid[0])[:, None] - told_t).min(1).max()))
-  return most
+  if request.one_by_one and request.known is not None and request.known.any():
+    told_t = np.flatnonzero(request.known.reshape(request.grid[0], -1).any(1))
+    most = max(1, int(np.abs(np.arange(request.grid[0])[:, None] - told_t).min(1).max()))
+  return dataclasses.replace(method, stages=min(method.stages, most))

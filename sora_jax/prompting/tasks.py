@@ -56,7 +56,7 @@ def extend(
   else:
     before, (shown, after) = None, split(video, CONTEXT)
   frames = backward + len(shown) + forward
-  empty = timeline.blank(prompt, frames, size_of(video), fps, length(before))
+  empty = timeline.blank(prompt, frames, size_of(video), fps, length(before), length(after))
   return dataclasses.replace(
     empty.place(shown, backward), before_THWC=before, after_THWC=after, goes_on=True
   )
@@ -81,7 +81,7 @@ def connect(
   before, start = split(start, len(start) - CONTEXT)
   end, after = split(end, CONTEXT)
   shown = len(start) + gap + len(end)
-  empty = timeline.blank(prompt, shown, size_of(start), fps, length(before))
+  empty = timeline.blank(prompt, shown, size_of(start), fps, length(before), length(after))
   known = empty.place(start).place(end, len(start) + gap)
   faded = np.concatenate([start, cross_fade(start[-1], end[0], gap), end])
   return dataclasses.replace(
@@ -93,8 +93,8 @@ def connect(
 def loop(video: Video, prompt: Prompt, size: Size | None, frames: int, fps: float) -> Timeline:
   """A clip led back to its own beginning: frame `frames` would equal frame 0.
 
-  The model is shown the clip's end, the gap, and the clip's beginning once more behind it: GUARD
-  frames of it, so that the motion closes, not only the place.
+  The model is shown the clip's end, the gap, and the clip's beginning once more behind it, with its
+  prompts: up to CONTEXT frames of it, so that the motion closes, not only the place.
   """
   if len(video) < GUARD:
     raise ValueError(f"the clip has {len(video)} frames; a loop's motion needs at least {GUARD}")
@@ -106,6 +106,7 @@ def loop(video: Video, prompt: Prompt, size: Size | None, frames: int, fps: floa
   video = fitted(video, size)
   before, shown = split(video, len(video) - CONTEXT)
   again, inside = video[:CONTEXT], frames - length(before)
+  prompt = timeline.repeated(prompt, frames, len(again))
   empty = timeline.blank(prompt, inside + len(again), size_of(video), fps, length(before))
   known = empty.place(shown).place(again, inside)
   return dataclasses.replace(known, before_THWC=before, keep=inside)
@@ -187,6 +188,11 @@ def cross_fade(
   share_T111 = np.arange(1, frames + 1)[:, None, None, None] / (frames + 1)
   mixed = (1 - share_T111) * first_HWC.astype(np.float32) + share_T111 * last_HWC
   return np.round(mixed).astype(np.uint8)
+
+
+def hidden(*clips: Video) -> int:
+  """Frames of clips that the model is not shown, if it is shown one end of each."""
+  return sum(max(0, len(clip) - CONTEXT) for clip in clips)
 
 
 def length(video: Video | None) -> int:

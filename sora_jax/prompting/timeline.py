@@ -13,6 +13,7 @@ from jaxtyping import Bool, UInt8
 
 from sora_jax.data import known
 from sora_jax.data.transforms import Size
+from sora_jax.prompting.orders import MAX_FRAMES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,17 +85,19 @@ class Timeline:
 
   def place(
     self,
-    video_THWC: UInt8[np.ndarray, "k h w 3"],
+    video_THWC: np.ndarray,
     at: int = 0,
     corner: tuple[int, int] = (0, 0),
     mask_THW: Bool[np.ndarray, "k h w"] | None = None,
   ) -> "Timeline":
     """A timeline on which a video is known, too.
 
-    Args: at: frame of the timeline where it begins.  corner: (x, y) of its upper left corner.
-      mask_THW: where it is known; None = everywhere.
-    Raises: ValueError if it sticks out.
+    Args: video_THWC: uint8 [k, h, w, 3], or a picture [h, w, 3].  at: frame of the timeline where
+      it begins.  corner: (x, y) of its upper left corner.  mask_THW: where it is known; None =
+      everywhere.
+    Raises: ValueError if it sticks out, or is no video (see `as_video`).
     """
+    video_THWC = as_video(video_THWC)
     k, h, w, _ = video_THWC.shape
     x, y = corner
     T, H, W = self.known_THW.shape
@@ -147,38 +150,50 @@ Prompt = str | Sequence[tuple[int, str]]
 """A text, or several with the frames of the result at which they take over, the first at 0."""
 
 
-def blank(prompt: Prompt, frames: int, size: Size, fps: float, skipped: int = 0) -> Timeline:
+def blank(
+  prompt: Prompt, frames: int, size: Size, fps: float, skipped: int = 0, behind: int = 0
+) -> Timeline:
   """A timeline of which nothing is known.
 
-  Args: skipped: frames of the result that lie before the timeline.
+  Args: skipped, behind: frames of the result that lie before the timeline, and behind it.
   Raises: ValueError for an impossible extent, or prompts that do not follow each other.
   """
   width, height = size
   if frames < 1:
     raise ValueError(f"frames is {frames}; a video has at least 1")
+  check_frames(frames)
   if min(size) < 1:
     raise ValueError(f"size is {width}x{height}; both must be at least 1")
   if not 0 < fps <= 1000:
     raise ValueError(f"fps is {fps}; it must be above 0, at most 1000")
   shape = frames, height, width
-  first, later = ordered(prompt, frames, skipped)
+  first, later = ordered(prompt, frames, skipped, behind)
   pixels_THWC = np.zeros((*shape, 3), np.uint8)
   return Timeline(first, fps, pixels_THWC, np.zeros(shape, bool), later=later)
 
 
-def ordered(prompt: Prompt, frames: int, skipped: int = 0) -> tuple[str, tuple]:
+def check_frames(frames: int) -> None:
+  """Raises a ValueError for more frames than are made at once."""
+  if frames > MAX_FRAMES:
+    raise ValueError(f"frames is {frames}; at most {MAX_FRAMES} are made at once")
+
+
+def ordered(
+  prompt: Prompt, frames: int, skipped: int = 0, behind: int = 0
+) -> tuple[str, tuple[tuple[int, str], ...]]:
   """The prompt that a timeline begins with, and those that take over; see `blank`."""
   if isinstance(prompt, str):
     return prompt, ()
   begins = [int(frame) for frame, _ in prompt]
-  last = skipped + frames
+  end = skipped + frames
+  last = end + behind
   if begins[:1] != [0] or any(a >= b for a, b in zip(begins, [*begins[1:], last])):
     raise ValueError(
       f"prompts begin at frames {begins} of {last}; the first begins at 0, each later one "
       "after the one before it"
     )
   first = [text for frame, text in prompt if frame <= skipped][-1]
-  return first, tuple((frame - skipped, text) for frame, text in prompt if frame > skipped)
+  return first, tuple((frame - skipped, text) for frame, text in prompt if skipped < frame < end)
 
 
 def until(prompt: Prompt, frames: int) -> Prompt:
@@ -186,3 +201,26 @@ def until(prompt: Prompt, frames: int) -> Prompt:
   if isinstance(prompt, str):
     return prompt
   return [(frame, text) for frame, text in prompt if frame < frames]
+
+
+def repeated(prompt: Prompt, frames: int, again: int) -> Prompt:
+  """The prompt of a result of `frames` frames behind which its first `again` come once more.
+
+  Raises: ValueError for prompts that do not follow each other within the result.
+  """
+  ordered(prompt, frames)
+  if isinstance(prompt, str):
+    return prompt
+  more = [(frames + frame, text) for frame, text in until(prompt, again)]
+  return [*prompt, *(more[1:] if more[0][1] == prompt[-1][1] else more)]
+
+
+def as_video(video: np.ndarray) -> UInt8[np.ndarray, "T H W 3"]:
+  """uint8 [T, H, W, 3]; a picture [H, W, 3] becomes one frame.  Raises: ValueError."""
+  video = np.asarray(video)
+  video = video[None] if video.ndim == 3 else video
+  if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
+    raise ValueError(
+      f"got {video.dtype} {video.shape}; a video is uint8 [T, H, W, 3] (a picture: video[None])"
+    )
+  return video

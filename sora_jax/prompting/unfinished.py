@@ -121,10 +121,7 @@ class Unfinished:
       ) from error
     names = [name for name in {**before, **arguments} if before.get(name) != arguments.get(name)]
     if names:
-      said = "; ".join(
-        f"--{name} was {_brief(before.get(name))}, is {_brief(arguments.get(name))}"
-        for name in names
-      )
+      said = "; ".join(_differs(name, before.get(name), arguments.get(name)) for name in names)
       raise ValueError(
         f"{self.folder} holds an unfinished video made from other arguments ({said}): give those "
         "to go on with it, delete the folder to begin anew, or use another --out"
@@ -144,7 +141,27 @@ def fingerprint(paths: Iterable[str | os.PathLike]) -> str:
   return digest.hexdigest()[:16]
 
 
-def _brief(value: Any) -> str:
-  """A value in an error's line; None is a flag that was not given."""
-  text = "not given" if value is None else json.dumps(value, ensure_ascii=False)
+def _differs(name: str, before: Any, now: Any) -> str:
+  """What an error says of an argument that has changed; a prompt that is a list was a script."""
+  if name == "model":
+    return "--model: other weights than the first run's"
+  flags = ["script" if name == "prompt" and isinstance(v, list) else name for v in (before, now)]
+  if flags == ["script", "script"]:
+    parts = itertools.zip_longest(before, now)
+    before, now = next(pair for pair in parts if pair[0] != pair[1])
+  was, is_now = _text(before), _text(now)
+  same = os.path.commonprefix([was, is_now])
+  was, is_now = _brief(was, len(same)), _brief(is_now, len(same))
+  return f"--{flags[0]} was {was}, {'' if flags[0] == flags[1] else f'--{flags[1]} '}is {is_now}"
+
+
+def _text(value: Any) -> str:
+  """A value in an error's line; None is one that was not given."""
+  return "not given" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _brief(text: str, same: int) -> str:
+  """At most 60 characters of a text, that at `same`, the first that differs, among them."""
+  start = max(0, min(same - 20, len(text) - 57)) if len(text) > 60 else 0
+  text = f"...{text[start + 3 :]}" if start else text
   return text if len(text) <= 60 else f"{text[:57]}..."

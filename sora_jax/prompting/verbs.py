@@ -14,11 +14,11 @@ from sora_jax.data import transforms
 from sora_jax.data.transforms import Size
 from sora_jax.prompting import long as long_lib
 from sora_jax.prompting import requests, tasks, timeline
-from sora_jax.prompting.timeline import Prompt
+from sora_jax.prompting.timeline import Prompt, Timeline, as_video
 from sora_jax.shapes import Grid
 
 DEFAULT_SIZE = (96, 64)
-"""(width, height) of what is made from text alone."""
+"""(width, height) of what is made from text alone, loops among it."""
 
 
 class Verbs:
@@ -38,8 +38,9 @@ class Verbs:
     size: Size | None = None, fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip, uint8 [T, H, W, 3], with frames after it, before it, or both; see `make`."""
-    shown = min(len(video), tasks.CONTEXT) + forward + backward
-    size = self._size(video, shown, size)
+    video = as_video(video)
+    hidden = 0 if forward and backward else tasks.hidden(video)
+    size = self._size(video, len(video) - hidden + forward + backward, size)
     line = tasks.extend(video, prompt, size, self._fps(fps), forward, backward)
     return self.make(line, **how)
 
@@ -52,7 +53,7 @@ class Verbs:
     strength: below 1, the way between them begins as a cross-fade and is made the less freely.
     """
     start, end = as_video(start), as_video(end)
-    size = self._size(start, frames, size)
+    size = self._size(start, frames - tasks.hidden(start, end), size)
     line = tasks.connect(start, end, prompt, size, frames, self._fps(fps), strength)
     return self.make(line, **how)
 
@@ -62,18 +63,23 @@ class Verbs:
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip led back to its beginning: frame `frames` would equal frame 0; see `make`.
 
-    video: None makes the clip from text first, the first half of the loop.
+    video: None makes the clip from text first, the first half of the loop; `size` then is
+      DEFAULT_SIZE if it is not given.
     """
     seeds = how.get("seed", 0)
     if video is None and np.ndim(seeds):
       return [self.loop(None, prompt, frames, size, fps, **{**how, "seed": n}) for n in seeds]
     if video is None:
-      half = max(tasks.GUARD, frames // 2)
-      text = timeline.until(prompt, half)
-      line = timeline.blank(text, half, size or DEFAULT_SIZE, self._fps(fps))
+      size, half = size or DEFAULT_SIZE, max(tasks.GUARD, frames // 2)
+      if frames <= half:
+        raise ValueError(f"frames is {frames}; a loop made from text has at least {half + 1}")
+      self._check_prompted()
+      timeline.blank(prompt, frames, size, self._fps(fps))  # refuses what the loop could not have
+      line = timeline.blank(timeline.until(prompt, half), half, size, self._fps(fps))
       video = self.make(line, **how)
-    shown = min(len(video), tasks.CONTEXT)
-    size = self._size(video, frames - len(video) + 2 * shown, size)
+    video = as_video(video)
+    again = min(len(video), tasks.CONTEXT)
+    size = self._size(video, frames - tasks.hidden(video) + again, size)
     return self.make(tasks.loop(video, prompt, size, frames, self._fps(fps)), **how)
 
   def edit(
@@ -81,6 +87,7 @@ class Verbs:
     size: Size | None = None, fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip made again under a new prompt, the more freely the greater `strength`; see `make`."""
+    video = as_video(video)
     size = self._size(video, len(video), size)
     return self.make(tasks.edit(video, prompt, size, self._fps(fps), strength), **how)
 
@@ -89,7 +96,7 @@ class Verbs:
     fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip whose region mask, bool [H, W] or [T, H, W], is made anew; see `make`."""
-    mask = mask[None] if mask.ndim == 2 else mask
+    video, mask = as_video(video), mask[None] if mask.ndim == 2 else mask
     size = self._size(video, len(video), size)
     return self.make(tasks.inpaint(video, mask, prompt, size, self._fps(fps)), **how)
 
@@ -97,13 +104,14 @@ class Verbs:
     self, video: np.ndarray, prompt: Prompt, size: Size, fps: float | None = None, **how: Any
   ) -> np.ndarray | list[np.ndarray]:
     """A clip in the middle of a frame of another aspect ratio, the rest made; see `make`."""
-    return self.make(tasks.outpaint(video, prompt, size, self._fps(fps)), **how)
+    return self.make(tasks.outpaint(as_video(video), prompt, size, self._fps(fps)), **how)
 
   def interpolate(
     self, video: np.ndarray, prompt: Prompt, factor: int, size: Size | None = None,
     fps: float | None = None, **how: Any,
   ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
     """A clip at `factor` times its frame rate `fps`; see `make`."""
+    video = as_video(video)
     size = self._size(video, (len(video) - 1) * factor + 1, size)
     return self.make(tasks.interpolate(video, prompt, size, self._fps(fps), factor), **how)
 
@@ -131,11 +139,9 @@ class Verbs:
     plan = long_lib.plan(
       frames, self._fps(fps), window=window, context=context, ratio=ratio, least_fps=least_fps
     )
-    if plan.windows > 1 and not self.prompted:
-      raise ValueError(
-        "this model has not seen image or video prompts in training, so its windows would not hang "
-        "together; train one with config.data.prompts.on=True, or ask for at most "
-        f"{window} frames, not {frames}"
+    if plan.windows > 1:
+      self._check_prompted(
+        "its windows would not hang together", f"ask for at most {window} frames, not {frames}"
       )
     film = long_lib.Film(
       plan, long_lib.script_of(prompt), tuple(size), seed,
@@ -143,6 +149,13 @@ class Verbs:
       min(batch, self._row_holds(size, window)), kept, progress,
     )  # fmt: skip
     return film.chunks()
+
+  def finish(self, line: Timeline, decoded_THWC: np.ndarray) -> np.ndarray:
+    """What a timeline knows in its place among decoded pixels, which are blended with it.
+
+    Args: decoded_THWC: uint8 [T, H, W, 3].  Returns: uint8 [n, H, W, 3], all of the result.
+    """
+    return line.finish(line.blended(decoded_THWC, self.autoencoder.spatial))
 
   def _row_holds(self, size: Size, frames: int) -> int:
     """How many videos fit into the row that one of them alone is sampled in."""
@@ -155,15 +168,36 @@ class Verbs:
     row = requests.shape_for([requests.Request("", (0,), grid, 0.0)], base)
     return max(1, row.row_len // grid.size)
 
+  def _check_prompted(
+    self, so: str = "it would ignore them", instead: str = "use generate and edit"
+  ) -> None:
+    """Raises a ValueError if the transformer has not seen image and video prompts in training."""
+    if not self.prompted:
+      raise ValueError(
+        f"this model has not seen image or video prompts in training, so {so}; train one with "
+        f"config.data.prompts.on=True, or {instead}"
+      )
+
   def _fps(self, fps: float | None) -> float:
     return float(self.defaults["fps"] if fps is None else fps)
 
+  def _padded_frames(self, frames: int, latents: int) -> int:
+    """Frames of the least multiple of latent frames that holds a video."""
+    f_t = self.autoencoder.temporal
+    t = -(-(1 + -(-(frames - 1) // f_t)) // latents) * latents
+    return 1 + (t - 1) * f_t
+
   def _size(self, video: np.ndarray, frames: int, size: Size | None) -> Size:
     """The size asked for, or the input's own, made smaller if it exceeds a row of training; says
-    so."""
+    so.
+
+    Args: video: as `as_video` gives it.  frames: shown to the model.  Raises: ValueError for more
+      than are made at once.
+    """
+    timeline.check_frames(frames)
     if size is not None:
       return size
-    H, W = as_video(video).shape[1:3]
+    H, W = video.shape[1:3]
     cell = self.autoencoder.spatial * max(self.patch.h, self.patch.w)
     latents = (
       1 + (self._padded_frames(max(frames, 1), self.patch.t) - 1) // self.autoencoder.temporal
@@ -177,14 +211,3 @@ class Verbs:
       " name a size to have it nevertheless", *fitting, frames, W, H,
     )  # fmt: skip
     return fitting
-
-
-def as_video(video: np.ndarray) -> np.ndarray:
-  """uint8 [T, H, W, 3]; a picture [H, W, 3] becomes one frame.  Raises: ValueError."""
-  video = np.asarray(video)
-  video = video[None] if video.ndim == 3 else video
-  if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
-    raise ValueError(
-      f"got {video.dtype} {video.shape}; a video is uint8 [T, H, W, 3] (a picture: video[None])"
-    )
-  return video

@@ -2,6 +2,7 @@
 
 import fractions
 import json
+import pickle
 import struct
 import zlib
 
@@ -104,6 +105,17 @@ def test_pictures_and_gifs_are_written(tmp_path):
   assert_near(got.video_THWC[0, 34:, 40:], GREEN)
 
 
+def test_a_gif_of_pictures_that_stand_too_long_is_refused(tmp_path):
+  write_video(tmp_path / "a.gif", noise(T=2), 1 / 650)
+  assert len(decode(tmp_path / "a.gif").video_THWC) == 2
+  for video, fps in ((noise(T=2), 0.001), (flag(T=2), 1 / 650)):  # equal frames are merged
+    with pytest.raises(
+      ValueError, match=r"b.gif: at fps .* the 655 s of a .gif; give a higher rate"
+    ):
+      write_video(tmp_path / "b.gif", video, fps)
+  assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+
+
 def test_one_frame_makes_an_mp4(tmp_path):
   write_video(tmp_path / "a.mp4", flag(T=1), 24)
   assert len(decode(tmp_path / "a.mp4").video_THWC) == 1
@@ -119,6 +131,10 @@ def test_one_frame_makes_an_mp4(tmp_path):
     ("a.mp4", noise()[0], 24, r"\[T, H, W, 3\]"),
     ("a.mp4", noise()[:0], 24, "0, 10"),
     ("a.mp4", noise(), 0, "fps 0"),
+    ("a.mp4", noise(), 1e-4, "fps 0.0001; expected a rate of at least 0.001"),
+    ("a.gif", noise(), 0, "fps 0; expected a rate"),
+    ("a.gif", noise(), -5.0, "fps -5.0; expected a rate"),
+    ("a.gif", noise(), float("nan"), "fps nan; expected a rate"),
   ],
 )
 def test_what_cannot_be_written_is_refused(tmp_path, name, video, fps, message):
@@ -293,8 +309,9 @@ def test_a_png_header_that_claims_too_much(tmp_path):
 def test_frames_held_are_bounded(tmp_path):
   path = moving_file(tmp_path / "a.mp4")
   assert len(decode(path, max_frames=7).video_THWC) == 7
-  with pytest.raises(MediaError, match="max_bytes"):
+  with pytest.raises(clips.TooLargeError, match="max_bytes") as caught:
     decode(path, max_bytes=10 * 48 * 64 * 3)
+  assert caught.value.frames == pickle.loads(pickle.dumps(caught.value)).frames == 10
   small = decode(path, short_side=12, max_bytes=60 * 12 * 16 * 3)
   assert small.video_THWC.shape == (60, 12, 16, 3)
 

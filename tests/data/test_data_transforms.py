@@ -165,22 +165,3 @@ def test_sizes_are_padded_by_the_edge():
   np.testing.assert_array_equal(out[:, :7, :9], video)
   np.testing.assert_array_equal(out[:, 7, 9:], np.repeat(video[:, -1:, -1], 7, axis=1))
   assert transforms.pad_size(out, 8) is out
-
-
-def test_subsampling_shows_the_frame_on_screen():
-  np.testing.assert_array_equal(transforms.subsample_indices(8, 30, 15), [0, 2, 4, 6])
-  np.testing.assert_array_equal(transforms.subsample_indices(7, 30, 12), [0, 2, 5])
-  np.testing.assert_array_equal(transforms.subsample_indices(3, 12, 24), [0, 1, 2])
-  video, fps = transforms.subsample(stripes(T=8), 30.0, 15.0)
-  assert (len(video), fps) == (4, 15.0)
-  video, fps = transforms.subsample(stripes(T=8), 12.0, 15.0)
-  assert (len(video), fps) == (8, 12.0)
-  with pytest.raises(ValueError, match="0 fps"):
-    transforms.subsample_indices(3, 0, 12)
-
-
-@given(st.integers(1, 200), st.floats(1, 120), st.floats(1, 120))
-def test_subsampling_never_repeats_nor_leaves_the_clip(frames, fps, target_fps):
-  shown = transforms.subsample_indices(frames, fps, target_fps)
-  assert shown[0] == 0 and shown[-1] < frames
-  assert (np.diff(shown) >= 1).all()

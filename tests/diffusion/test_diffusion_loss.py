@@ -105,16 +105,6 @@ def test_token_error_is_the_error_in_the_space_of_the_loss(key, kind, space):
   np.testing.assert_allclose(got, expected, rtol=1e-3)
 
 
-def test_loss_by_time_sorts_and_adds_up():
-  value = jnp.asarray([[1.0, 2.0, 3.0], [4.0, 5.0, jnp.nan]])
-  time = jnp.asarray([[0.0, 0.05, 0.95], [1.0, 0.51, 0.3]])
-  valid = jnp.asarray([[True, True, True], [True, True, False]])
-  got = loss.loss_by_time(value, time, valid)
-  np.testing.assert_array_equal(got.count, [2, 0, 0, 0, 0, 1, 0, 0, 0, 2])
-  np.testing.assert_array_equal(got.total, [3, 0, 0, 0, 0, 5, 0, 0, 0, 7])
-  assert float(got.mean[0]) == 1.5 and np.isnan(got.mean[1])
-
-
 def test_the_floor_bounds_what_low_times_weigh():
   ones, time_RL = jnp.ones((1, 3, 2)), jnp.array([[0.0, 0.1, 0.8]])
   got = loss.token_error(ones, 0 * ones, time_RL, "x", "v", floor=0.5)

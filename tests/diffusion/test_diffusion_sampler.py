@@ -70,15 +70,6 @@ def test_points_may_have_functions_of_their_own(name):
     sampler.integrate(solver, each[1:], noise, grid)
 
 
-def test_token_grid_looks_up_the_slot():
-  shift = jnp.asarray([[1.0, 3.0]])
-  slot = jnp.asarray([[1, 0, 0]])
-  grid = sampler.token_grid(sampler.uniform_grid(4), shift, slot)
-  assert grid.shape == (5, 1, 3, 1)
-  np.testing.assert_allclose(grid[:, 0, 0, 0], [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
-  np.testing.assert_allclose(grid[:, 0, 1, 0], [1, 0.75, 0.5, 0.25, 0], atol=1e-6)
-
-
 def cells(grid, seed=0, text="a red circle", sample=0):
   return np.asarray(sampler.noise_cells(seed, text, sample, Grid(*grid), Z))
 

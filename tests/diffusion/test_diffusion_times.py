@@ -120,10 +120,6 @@ def test_slots_and_tokens_look_up_their_own():
   np.testing.assert_allclose(token, [[0.3, 0.3, 0.1, 0.2]])
 
 
-def test_evaluation_times_are_fixed():
-  np.testing.assert_allclose(times.evaluation_times(4), [0.125, 0.375, 0.625, 0.875])
-
-
 @pytest.mark.parametrize(
   "make",
   [
@@ -132,7 +128,6 @@ def test_evaluation_times_are_fixed():
     lambda: times.TimeConfig(uniform=1.5),
     lambda: times.TimeConfig(std=0),
     lambda: times.TimeConfig(low=1),
-    lambda: times.evaluation_times(0),
   ],
 )
 def test_impossible_settings_are_refused(make):

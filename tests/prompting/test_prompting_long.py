@@ -151,7 +151,7 @@ def test_what_is_held_does_not_grow_with_the_video():
 
 def test_each_frame_of_a_window_has_the_prompt_in_force(tmp_path):
   path = tmp_path / "script.txt"
-  path.write_text("# what happens\n0: a\n\n  2:\tb c  \n4 d\n")
+  path.write_text("# what happens\n0 : a\n\n  2:\tb c  \n4 d\n")
   script = long.read_script(path)
   assert script.parts == ((0.0, "a"), (2.0, "b c"), (4.0, "d"))
   assert [script.at(s) for s in (0, 1.9, 2, 3.9, 4, 99)] == ["a", "a", "b c", "b c", "d", "d"]
@@ -164,8 +164,23 @@ def test_each_frame_of_a_window_has_the_prompt_in_force(tmp_path):
     ("a", ((16, "b c"),)), ("a", ((4, "b c"),)), ("b c", ((8, "d"),)), ("d", ()), ("d", ()),
   ]  # fmt: skip
   assert script.between(0, 17, 0.25) == [(0, "a"), (1, "d")]  # "b c" and "d" begin in one frame
+  assert script.frames(0.25) == script.frames(0.25, 2) == [(0, "a"), (1, "d")]
+  assert script.frames(0.24, 1) == [(0, "a")]  # "d" begins behind the last frame, not the end
   with pytest.raises(ValueError, match="a prompt at 4 s, but the video ends at 4 s; .* than 32"):
     long.Film(long.plan(32, 8.0), script, SIZE, 0, oracle)
+
+
+@pytest.mark.parametrize(
+  "line,part",
+  [
+    ("0 : a red circle", "a red circle"), ("0:a red circle", "a red circle"), ("0 a: b", "a: b"),
+    ("0.0:\t2 red circles", "2 red circles"), ("0  :a", "a"), ("0:a:b", "a:b"),
+  ],
+)  # fmt: skip
+def test_a_script_is_read_however_its_colons_stand(tmp_path, line, part):
+  path = tmp_path / "script.txt"
+  path.write_text(f"{line}\n")
+  assert long.read_script(path).parts == ((0.0, part),)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +190,8 @@ def test_each_frame_of_a_window_has_the_prompt_in_force(tmp_path):
     ("0 a\nred circle\n", "script.txt:2: 'red circle'; expected SECONDS: and a prompt"),
     ("0 a\n2\n", "script.txt:2: '2'; expected SECONDS: and a prompt"),
     ("0 a\nnan b\n", "script.txt:2: 'nan b'; expected SECONDS:"),
+    ("0 a\n1:30 b\n", "script.txt:2: '1:30 b'; expected SECONDS:"),
+    ("0 a\n2  :\n", "script.txt:2: '2  :'; expected SECONDS:"),
     ("1 a\n", "script.txt:1: begins at 1 s; the first prompt must be at 0"),
     ("0: a\n3: b\n3: c\n", "script.txt:3: 3 s is not after 3 s; put the lines in order"),
     (b"0 \xff\n", "script.txt: not UTF-8 text"),
@@ -339,6 +356,29 @@ def test_damaged_windows_are_made_again_and_other_arguments_are_refused(tmp_path
   (folder / "arguments.json").write_text("{")
   with pytest.raises(ValueError, match="arguments.json is damaged .*; delete"):
     produce(out, Chance(24.0))
+
+
+WORDS = "a red circle moves right and bounces off the walls over a "
+
+
+@pytest.mark.parametrize(
+  "name,before,now,said",
+  [
+    ("prompt", [[0.0, "a"], [2.0, f"{WORDS}red b"], [3.0, "x"]], [[0.0, "a"], [2.0, f"{WORDS}sea"]],
+     'bounces off the walls over a sea"])'),
+    ("prompt", [[0.0, "a"]], [[0.0, "a"], [2.0, "b"]], '(--script was not given, is [2.0, "b"])'),
+    ("prompt", [[0.0, "a"]], "a", '(--script was [[0.0, "a"]], --prompt is "a")'),
+    ("prompt", f"{WORDS}red b", f"{WORDS}sea", 'over a red b", is ...'),
+    ("model", "0a1b", "2c3d", "(--model: other weights than the first run's)"),
+    ("fps", None, 8.0, "(--fps was not given, is 8.0)"),
+  ],
+)  # fmt: skip
+def test_what_differs_from_the_first_run_is_shown(tmp_path, name, before, now, said):
+  out = tmp_path / "x.mkv"
+  unfinished.Unfinished(out, {"seed": 1, name: before})[0, 0] = np.zeros((1, 2, 2, 3), np.uint8)
+  with pytest.raises(ValueError) as caught:
+    unfinished.Unfinished(out, {"seed": 1, name: now})
+  assert said in str(caught.value)
 
 
 def test_weights_are_told_apart(tmp_path):

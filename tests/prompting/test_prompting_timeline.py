@@ -167,9 +167,21 @@ def test_what_sticks_out_is_refused():
   for place in ({"at": 3}, {"at": -1}, {"corner": (1, 0)}):
     with pytest.raises(ValueError, match="does not fit in 5 frames of 6x4"):
       line.place(video(3), **place)
-  for arguments, message in (((0, (6, 4), 8.0), "frames is 0"), ((5, (0, 4), 8.0), "size is 0x4")):
+  for arguments, message in (
+    ((0, (6, 4), 8.0), "frames is 0"),
+    ((5, (0, 4), 8.0), "size is 0x4"),
+    ((100_001, (6, 4), 8.0), "frames is 100001; at most 100000 are made at once"),
+  ):
     with pytest.raises(ValueError, match=message):
       timeline.blank("p", *arguments)
+
+
+def test_what_is_no_video_is_not_placed():
+  line, clip = timeline.blank("p", 5, (6, 4), 8.0), video(3)
+  for bad in (clip / 255, clip[..., :1], clip[:0], clip.astype(int)):
+    with pytest.raises(ValueError, match=r"got .* \(.*\); a video is uint8 \[T, H, W, 3\]"):
+      line.place(bad)
+  np.testing.assert_array_equal(line.place(clip[0], at=2).pixels_THWC[2], clip[0])
 
 
 def test_a_prompt_changes_where_most_of_a_latent_s_frames_do():
@@ -188,6 +200,43 @@ def test_prompts_keep_their_place_where_frames_are_not_shown():
   assert line.frames == 17 and line.prompt == "a" and line.later == ((4, "b"), (13, "c"))
   line = tasks.extend(clip, [(0, "a"), (5, "b"), (24, "c")], None, 8.0, forward=8)
   assert line.prompt == "b" and line.later == ((13, "c"),)
+
+
+@pytest.mark.parametrize(
+  ("lay_out", "first", "later"),
+  [
+    (lambda p: tasks.extend(video(100), p, None, 8.0, backward=8), "a", ()),
+    (lambda p: tasks.extend(video(50), p, None, 8.0, backward=50), "a", ((50, "b"),)),
+    (lambda p: tasks.extend(video(50), p, None, 8.0, forward=4), "a", ((9, "b"),)),
+    (lambda p: tasks.connect(video(60), video(60), p, None, 135, 8.0), "b", ()),
+    (lambda p: tasks.connect(video(30), video(60), p, None, 105, 8.0), "a", ((29, "b"),)),
+    (lambda p: tasks.connect(video(20), video(60), p, None, 95, 8.0), "a", ()),
+  ],
+)
+def test_prompts_are_counted_in_frames_of_the_result(lay_out, first, later):
+  line = lay_out([(0, "a"), (50, "b")])
+  assert (line.prompt, line.later) == (first, later)
+  total = len(line.finish(made(line)))
+  with pytest.raises(ValueError, match=rf"\[0, {total}\] of {total}; the first begins at 0"):
+    lay_out([(0, "a"), (total, "b")])
+
+
+@pytest.mark.parametrize(
+  ("length", "prompts", "later"),
+  [
+    (6, [(0, "a")], ()),
+    (6, [(0, "a"), (9, "b")], ((9, "b"), (18, "a"))),
+    (6, [(0, "a"), (3, "b")], ((3, "b"), (18, "a"), (21, "b"))),
+    (6, [(0, "a"), (9, "b"), (12, "a")], ((9, "b"), (12, "a"))),
+    (16, [(0, "a"), (3, "b"), (12, "c")], ((5, "c"), (11, "a"), (14, "b"))),
+  ],
+)
+def test_a_loop_reads_the_prompts_of_its_beginning_behind_its_end(length, prompts, later):
+  line = tasks.loop(video(length), prompts, None, 18, 8.0)
+  assert line.later == later and line.prompt == ("a" if length == 6 else "b")
+  for frame in (18, 20):
+    with pytest.raises(ValueError, match=rf"\[0, {frame}\] of 18; the first begins at 0"):
+      tasks.loop(video(length), [(0, "a"), (frame, "b")], None, 18, 8.0)
 
 
 @pytest.mark.parametrize("begins", [(1, 3), (0, 0), (0, 5, 3), (0, 13), ()])

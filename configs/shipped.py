@@ -54,6 +54,10 @@ and a second network for high noise, from these (a quarter runs/dit11, see exper
     --config.train.minutes=50 --config.train.init_from=runs/dit20
   python -m sora_jax.main --config=configs/shipped.py:rebounds --workdir=runs/dit22 \
     --config.train.minutes=40 --config.train.init_from=runs/dit21
+  python -m sora_jax.main --config=configs/shipped.py:rebounds --workdir=runs/dit23 \
+    --config.train.minutes=66 --config.train.init_from=runs/dit22 --config.data.world.seed=74 \
+    --config.data.world.slowest=0.4 --config.data.prompts.tail=0.32 \
+    --config.data.prompts.head=0.4 --config.optimizer.lr=1.2e-3
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some

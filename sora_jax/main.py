@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from sora_jax import model
-from sora_jax.tasks import build
+from sora_jax.tasks import build, config_flag
 from sora_jax.tasks.typed import typed, without
 from sora_jax.train import (
   checkpoint,
@@ -27,7 +26,7 @@ from sora_jax.train import (
 HEAP = 3 << 30
 """Bytes of heap, at most, that a training step on processors should find in huge pages."""
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+_CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 _PROFILE = flags.DEFINE_bool(
   "profile", False, "Write a trace of some steps to WORKDIR/profile, for xprof."
@@ -41,18 +40,19 @@ def main(argv: list[str]) -> None:
   """Checks the flags and runs the job."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-  if host_memory.cpu_alone():
-    host_memory.keep_freed_memory(HEAP)
   if not flags.FLAGS["verbosity"].present:  # --verbosity=1 shows where an error came from
     logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
-  hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-  config = _CONFIG.value.to_dict()
-  if host_memory.cpu_alone() and not _COORDINATOR.value:
-    rows = config["data"]["rows"] // max(config["train"]["accumulate"], 1)
-    processors.share_out(config["train"]["mesh"], rows if config["task"] != "vae" else 1)
-  hosts.quiet_others()
   try:
+    if host_memory.cpu_alone():
+      host_memory.keep_freed_memory(HEAP)
+    hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    config = _CONFIG.value.to_dict()
+    build.check_keys(config)
+    if host_memory.cpu_alone() and not _COORDINATOR.value:
+      rows = config["data"]["rows"] // max(config["train"]["accumulate"], 1)
+      processors.share_out(config["train"]["mesh"], rows if config["task"] != "vae" else 1)
+    hosts.quiet_others()
     run(config, Path(_WORKDIR.value), _PROFILE.value)
   except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
     logging.debug("where it happened", exc_info=True)
@@ -67,6 +67,7 @@ def run(config: dict, workdir: Path, profile: bool = False) -> dict | None:
   Returns: figures and provenance; None if the run was stopped and can be resumed, and for all but
   the first of several processes.
   """
+  build.check_keys(config)
   code = provenance.commit()
   train = typed(loop.LoopConfig, "train", without(config["train"], *build.OF_THE_TASK))
   plan = build.check(config, workdir)
@@ -110,7 +111,7 @@ def sample(plan: build.Plan, task, workdir: Path, about: dict) -> dict:
     if world is not None
     else report.from_captions(task.sources.validation, e.prompts)
   )
-  own = model.load(workdir)
+  own = model.from_folder(workdir / "model")  # a workdir may be named like a shipped model
   videos = report.sample(own.generate, asked, e.seed)
   found = {"packing": report.packing(task), "sampler_programs": own.sampler.programs}
   if world is not None:
@@ -130,4 +131,4 @@ def _is_ours(record) -> bool:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=config_flag.parser("main"))

@@ -24,7 +24,7 @@ from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.nn.text import TextConfig, TextEncoder
 from sora_jax.prompting import orders, verbs
-from sora_jax.prompting.orders import Order
+from sora_jax.prompting.orders import DRAFT_SCALE, Order
 from sora_jax.prompting.requests import Request, RowShape
 from sora_jax.prompting.sampling import Method, Sampler, lowered
 from sora_jax.prompting.timeline import Timeline, as_video
@@ -35,8 +35,6 @@ from sora_jax.weights.folder import Network
 
 Progress = Callable[[str], None]
 
-DRAFT_SCALE = 2
-"""A draft has half the width and height and half the solver steps."""
 DRAFT_STRENGTH = 0.2
 """Time to which a draft is noised before it is made at full size."""
 PROMPTED_GUIDANCE = 1.5

@@ -19,14 +19,13 @@ import tempfile
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from sora_jax import sharding
 from sora_jax.planning import report, search
-from sora_jax.tasks import planned
+from sora_jax.tasks import config_flag, planned
 from sora_jax.train import metrics
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+_CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "CHIP:SHAPE in chips, like v5p:4x4x8.")
 _MESH = flags.DEFINE_string(
   "mesh",
@@ -134,4 +133,4 @@ def compile_apart(given: list[str], choice: search.Choice) -> search.Tried:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "topology"])
-  app.run(main)
+  app.run(main, flags_parser=config_flag.parser("plan"))

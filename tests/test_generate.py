@@ -14,7 +14,7 @@ import sora_jax
 from sora_jax import generate
 from sora_jax import model as model_lib
 from sora_jax.data import clips, writing
-from sora_jax.prompting import drafts, orders, timeline
+from sora_jax.prompting import drafts, timeline
 from sora_jax.weights import folder
 
 spec = importlib.util.spec_from_file_location(
@@ -97,7 +97,6 @@ def test_a_draft_without_notes_is_made_at_twice_its_own_size(run, tmp_path):
   writing.write_video(draft, np.zeros((2, 8, 4, 3), np.uint8), 8.0)
   run(**{"from": str(draft)}, prompt=[PROMPT], steps=1, out=str(out))
   assert clips.decode(out).video_THWC.shape == (2, 16, 8, 3)
-  assert orders.DRAFT_SCALE == model_lib.DRAFT_SCALE == 2
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from sora_jax.train import metrics, provenance
 from sora_jax.weights import folder, store
 
 ROOT = pathlib.Path(__file__).parents[1]
+NAN = float("nan")
 DROP = {"share": 0.5, "scale": 0.6, "hold": 0.7, "end": 0.8}
 
 
@@ -97,6 +99,8 @@ def weights_are_written_from_any_checkpoint(run, out):
   before = files()
   with pytest.raises(ValueError, match="has ended, and .*model holds its weights"):
     averages.write(run)
+  with pytest.raises(ValueError, match="has ended, and .*name another folder with --out"):
+    averages.write(run, 2)  # an older checkpoint would replace what the run made
   assert averages.write(run, out=out / "last") == (4, out / "last")
   assert averages.write(run, 2, out / "half")[0] == 2
   last, half, own = (folder.read(p) for p in (out / "last", out / "half", run / "model"))
@@ -122,6 +126,25 @@ def weights_are_written_from_any_checkpoint(run, out):
   assert (run / "checkpoints" / "4").is_dir()
   with pytest.raises(ValueError, match="holds no run: it has no config.json"):
     averages.write(out / "elsewhere")
+  # and as in one that had ended and goes on for longer: its model is not the last
+  config = json.loads((run / "config.json").read_text())
+  config["train"]["steps"] = 8
+  (run / "config.json").write_text(json.dumps(config))
+  assert averages.write(run, 2) == (2, run / "model")
+
+
+def test_a_run_that_is_named_like_a_shipped_model_samples_its_own(tmp_path, vae_file, monkeypatch):
+  def read(path):
+    raise LookupError(str(path))
+
+  monkeypatch.setattr(folder, "read", read)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "clips.index.json").write_text("{}")
+  config = config_of("tiny_clips", vae_file, data__folder=str(tmp_path))
+  plan = build.check(config, tmp_path)
+  task = types.SimpleNamespace(sources=types.SimpleNamespace(validation=[]))
+  with pytest.raises(LookupError, match="^tiny/model$"):
+    main.sample(plan, task, pathlib.Path("tiny"), {})
 
 
 def test_a_folder_of_films_is_prepared_and_trained_on(tmp_path, vae_file):
@@ -211,6 +234,11 @@ def test_vae_trains_then_serves_a_second_leg(tmp_path, monkeypatch):
     ({"evaluation__frames": 200}, r"config.evaluation: frames: got \(200,\); must be .* 1 to 65"),
     ({"evaluation__sizes": ((4, 4),)}, r"config.evaluation: sizes: got 4x4; .* at least 8 pixels"),
     ({"evaluation__sizes": (32, 32)}, r"config.evaluation: sizes is \(32, 32\); give .* pairs"),
+    (
+      {"evaluation__sizes": ((32, -1),)},
+      r"config.evaluation: sizes is \(\(32, -1\),\); give .* pairs",
+    ),
+    ({"evaluation__seed": -1}, r"config.evaluation: seed is -1; it must be at least 0"),
     ({"evaluation__guidance": float("nan")}, r"config.evaluation: guidance is nan; it must be"),
     ({"train__accumulate": 3}, r"config.train.accumulate is 3.*config.data.rows is 2.*divides"),
     ({"train__mesh": (7, 1, 1, 1)}, r"config.train.mesh: mesh \(7, 1, 1, 1\) .* does not fit"),
@@ -221,6 +249,14 @@ def test_vae_trains_then_serves_a_second_leg(tmp_path, monkeypatch):
     ({"model__mlp_ratio": 0.0}, r"config.model: mlp_ratio is 0.0; it must be above 0"),
     ({"model__patch": (2, 2)}, r"config.model: patch is \(2, 2\); it must be three whole"),
     ({"model__patch": (1, 0, 2)}, r"config.model: patch is \(1, 0, 2\); it must be three"),
+    ({"model__norm_eps": -1.0}, r"config.model: norm_eps is -1.0; it must be above 0"),
+    ({"text__dtype": "foo"}, r"config.text: text.dtype='foo'; allowed: 'float32', 'bfloat16'"),
+    ({"text__norm_eps": -1.0}, r"config.text: text.norm_eps=-1.0; it must be above 0"),
+    ({"optimizer__weight_decay": NAN}, r"config.optimizer.weight_decay is nan; .* finite number"),
+    ({"optimizer__clip_norm": NAN}, r"config.optimizer.clip_norm is nan; .* finite number"),
+    ({"model__rotary_theta": NAN}, r"config.model.rotary_theta is nan; .* finite number"),
+    ({"data__encode_batch": 0}, r"config.data.encode_batch is 0; it must be at least 1"),
+    ({"train__context": "foo"}, r"config.train.context is 'foo'; allowed: auto, ring, ulysses"),
   ],
 )
 def test_impossible_configs_fail_before_anything_is_built(tmp_path, vae_file, changes, message):
@@ -234,6 +270,9 @@ def test_impossible_configs_fail_before_anything_is_built(tmp_path, vae_file, ch
   [
     ({"vae__sizes": ((16, 14),)}, r"config.vae.sizes has \(16, 14\).*multiples of \d"),
     ({"vae__sizes": (16, 16)}, r"config.vae.sizes has 16; .*\(width, height\)"),
+    ({"vae__batch_pixels": 0}, r"config.vae: batch_pixels=0; it must be at least 1"),
+    ({"vae__latent_noise": NAN}, r"config.vae.latent_noise is nan; .* finite number"),
+    ({"train__context": "foo"}, r"config.train.context is 'foo'; allowed: auto, ring, ulysses"),
     (
       {"vae__loss": dataclasses.asdict(LossConfig(perceptual=0.1))},
       r"config.vae.loss.perceptual is 0.1.*set it to 0",
@@ -245,6 +284,64 @@ def test_impossible_configs_of_the_vae_fail_before_anything_is_built(tmp_path, c
   with pytest.raises(ValueError, match=message):
     main.run(config_of("vae", **changes), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_start_of_another_shape_is_refused_before_clips_are_made(tmp_path, vae_file):
+  config = config_of("vae", train__init_from=str(vae_file), train__init_missing="new")
+  with pytest.raises(ValueError, match=f"^{vae_file} does not fit the network: params/.*expected"):
+    main.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+KINDS = """
+from configs import tiny, vae
+from sora_jax.tasks import build
+
+for maker, section, key, value in (
+  (vae, "vae", "sizes", 3), (vae, "vae", "frames", 3), (tiny, "evaluation", "sizes", 3),
+  (tiny, "model", "rotary_scale", 3), (tiny, "model", "rotary_scale", ("a", 1.0, 1.0)),
+  (tiny, "data", "encode_batch", "many"),
+):
+  config = maker.get_config("smoke").to_dict()
+  config[section][key] = value
+  try:
+    build.check(config, "nowhere")
+  except ValueError as error:
+    print(error)
+"""
+
+
+def test_values_of_another_kind_are_named():
+  command = [sys.executable, "-c", KINDS]  # here their types would be checked
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+  assert [line.split(";")[0] for line in done.stdout.splitlines()] == [
+    "config.vae.sizes is 3",
+    "config.vae: sizes=((32, 24),), frames=3",
+    "config.evaluation: sizes is 3",
+    "config.model: rotary_scale is 3",
+    "config.model: rotary_scale is ('a', 1.0, 1.0)",
+    "config.data.encode_batch is 'many'",
+  ]
+
+
+@pytest.mark.parametrize(
+  "names", [("data",), ("train", "mesh"), ("diffusion", "time_low"), ("model", "precondition"),
+            ("data", "prompts", "on"), ("evaluation", "batches")]
+)  # fmt: skip
+def test_a_key_that_a_config_lacks_is_named(tmp_path, vae_file, names):
+  config = config_of("tiny", vae_file)
+  del functools.reduce(dict.get, names[:-1], config)[names[-1]]
+  with pytest.raises(ValueError, match=f"config.{'.'.join(names)} is missing; configs start from"):
+    main.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_prepared_clips_are_checked_too(tmp_path, vae_file):
+  (tmp_path / "clips.index.json").write_text("{}")
+  config = config_of("tiny_clips", vae_file, data__folder=str(tmp_path))
+  config["evaluation"]["sizes"] = ((0, 8),)
+  with pytest.raises(ValueError, match=r"config.evaluation: sizes is \(\(0, 8\),\); give .* pairs"):
+    build.check(config, tmp_path)
 
 
 def test_a_shipped_size_that_is_missing_says_how_to_train_it():
@@ -276,6 +373,7 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path, vae_file):
   from sora_jax.train import checkpoint
 
   checkpoint.keep_config(tmp_path, config_of("tiny", vae_file))
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
   with pytest.raises(ValueError, match="model.width: 16 -> 32"):
     main.run(config_of("tiny", vae_file, model__width=32), tmp_path)
 
@@ -294,5 +392,16 @@ def test_a_misspelt_flag_names_the_right_one(tmp_path):
   command = [sys.executable, "-m", "sora_jax.main", "--config=configs/tiny.py"]
   command += [f"--workdir={tmp_path / 'run'}", "--config.model.widht=3"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode != 0 and 'Did you mean "width"' in done.stderr
+  line = done.stderr.strip()
+  assert done.returncode == 1 and line.startswith("main: ") and "\n" not in line
+  assert "--config.model.widht" in line and line.endswith("Did you mean 'width'?")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_process_without_the_others_ends_the_command_with_a_line(tmp_path):
+  command = [sys.executable, "-m", "sora_jax.main", "--config=configs/tiny.py", "--process=0"]
+  command += [f"--workdir={tmp_path / 'run'}"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  last = done.stderr.strip().splitlines()[-1]
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert last.startswith("main: coordinator=''") and "give all three" in last

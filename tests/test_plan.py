@@ -170,6 +170,7 @@ def test_a_search_is_told_where_it_tries():
     ("missing/no.json", [], "--out=.*missing/no.json cannot be written: No such file or directory"),
     ("missing/no.json", ["--search"], "--out=.*missing/no.json cannot be written"),
     ("", [], "--out=.* cannot be written: it is a folder; name a file"),
+    ("no.json", ["--config.modle.width=8"], "flag --config=.*no 'modle'. Did you mean 'model'"),
   ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_anything_is_compiled(out, flags, message, tmp_path):

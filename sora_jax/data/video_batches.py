@@ -74,8 +74,8 @@ class VideoConfig:
     if clips % self.share.of:
       raise ValueError(
         f"batch_pixels={self.batch_pixels} makes a batch of {clips} clips of {bucket.t} frames of"
-        f" {bucket.w}x{bucket.h}, which are no multiple of the {self.share.of} blocks that hosts share out;"
-        " take other batch_pixels, or a mesh of fewer rows"
+        f" {bucket.w}x{bucket.h}, which are no multiple of the {self.share.of} blocks that hosts"
+        " share out; take other batch_pixels, or a mesh of fewer rows"
       )
     return clips
 

@@ -1,6 +1,7 @@
 """Shape and options of the diffusion transformer, and the ladder of its sizes."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from sora_jax.nn.layers import ACTIVATIONS
@@ -105,12 +106,24 @@ class DiTConfig:
       raise ValueError(f"position='sincos' needs a width that is a multiple of 4: {self.width}")
 
   def _check_numbers(self):
-    """Raises a ValueError for a count below one, an empty MLP or a patch that is none."""
-    for name in ("width", "depth", "heads", "time_features", "scan_unroll"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-    if not self.mlp_ratio > 0:
-      raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0")
+    """Raises a ValueError for a number that is out of its range, and a patch that is none."""
+    ones = ("width", "depth", "heads", "time_features", "scan_unroll")
+    zeros = ("head_width", "text_width", "classes", "fraction_octaves")
+    for name in (*ones, *zeros):
+      if getattr(self, name) < (name in ones):
+        raise ValueError(
+          f"{name} is {getattr(self, name)}; it must be at least {int(name in ones)}"
+        )
+    for name in ("mlp_ratio", "rotary_theta", "norm_eps"):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0, and finite")
+    if not -math.inf < self.time_shift < self.time_features / 2:
+      raise ValueError(f"time_shift is {self.time_shift}; it must be below half of time_features")
+    scale = self.rotary_scale if isinstance(self.rotary_scale, Sequence) else ()
+    if len(scale) != 3 or not all(isinstance(s, int | float) and 0 < s < math.inf for s in scale):
+      raise ValueError(
+        f"rotary_scale is {self.rotary_scale!r}; it must be three numbers above 0, of (t, y, x)"
+      )
     patch = self.patch if isinstance(self.patch, Sequence) else ()
     if len(patch) != 3 or any(not isinstance(p, int) or p < 1 for p in patch):
       raise ValueError(

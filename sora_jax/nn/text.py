@@ -8,6 +8,7 @@ runs, so differences of the index in the row are differences of position in the 
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,10 @@ class TextConfig:
     for name in ("vocab_size", "width", "depth", "heads", "head_size", "mlp_width"):
       if getattr(self, name) < 1:
         raise ValueError(f"text.{name}={getattr(self, name)}; it must be at least 1")
+    if not 0 < self.norm_eps < math.inf:
+      raise ValueError(f"text.norm_eps={self.norm_eps}; it must be above 0, and finite")
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"text.dtype={self.dtype!r}; allowed: 'float32', 'bfloat16'")
     if self.activation not in ("relu", "gated_gelu"):
       raise ValueError(f"text.activation={self.activation!r}; allowed: 'relu', 'gated_gelu'")
     if self.buckets < 4 or self.buckets % 2 or self.max_distance <= self.buckets // 4:

@@ -16,7 +16,8 @@ def write(workdir: Path, step: int = 0, out: Path | None = None) -> tuple[int, P
     run.
 
   Returns: the step and the folder.  Raises: ValueError if there is no run, no such checkpoint, or
-    the run has ended and the folder holds what it made; OSError if the folder cannot be written.
+    the run has ended and its own folder holds what it made; OSError if the folder cannot be
+    written.
   """
   path = workdir / "config.json"
   if not path.is_file():
@@ -31,16 +32,22 @@ def write(workdir: Path, step: int = 0, out: Path | None = None) -> tuple[int, P
     asked = f"no checkpoint of step {step} is saved" if step else "no checkpoint is saved"
     raise ValueError(f"{asked} in {workdir / 'checkpoints'}: {there}")
   task, mesh = plan.make(), sharding.make_mesh(alone)
-  wanted = [step] if step else steps
-  state, notes = saved.newest(task, plan.optimizer, mesh, workdir / "checkpoints", wanted)
-  found = int(state.step)
-  ended = found >= (int(state.total_steps) if train["minutes"] else train["steps"])
   target = workdir / "model" if out is None else out
-  if ended and out is None and target.is_dir():
+
+  def newest(wanted):
+    return saved.newest(task, plan.optimizer, mesh, workdir / "checkpoints", wanted)
+
+  taken = out is None and target.is_dir()
+  state, notes = newest(steps if taken or not step else [step])
+  ended = int(state.step) >= (int(state.total_steps) if train["minutes"] else train["steps"])
+  if taken and ended:
     raise ValueError(
       f"the run in {workdir} has ended, and {target} holds its weights; name another folder with"
-      " --out, or another checkpoint with --step"
+      " --out"
     )
+  if step and int(state.step) != step:
+    state, notes = newest([step])
+  found = int(state.step)
   story = provenance.collect(  # the commit that the run began with is not known here
     config, None, found, notes["elapsed_sec"], {},
     plan.before, "sora_jax.export",

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from sora_jax.nn import vae as vae_lib
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.dit_config import DiTConfig
 from sora_jax.ops import patchify
+from sora_jax.shapes import WHOLE, Share
 from sora_jax.tasks import latents, sections
 from sora_jax.tasks.autoencoder import Autoencoder, factors, load_autoencoder, untrained
 from sora_jax.tasks.clips import ClipsConfig, open_sources
@@ -40,6 +42,12 @@ DATA = (
 )  # fmt: skip
 OF_THE_TASK = ("init_from", "init_missing", "context")
 """Keys of config.train that the task reads, not the loop."""
+READ = {
+  "train": ("mesh", "accumulate", "seed", "steps", "minutes", *OF_THE_TASK),
+  "text": ("tokenizer",), "model": ("precondition",), "diffusion": ("time_low", "time_high"),
+  "optimizer": ("weight_decay",), "evaluation": ("batches",), "data.prompts": ("on",),
+}  # fmt: skip
+"""Keys that are read before, or besides, the dataclass of their section."""
 VAE = ("weights", "size", "sizes", "frames", "batch_pixels", "latent_noise", "noise_from",
        "isometric", "loss")  # fmt: skip
 
@@ -50,29 +58,39 @@ CLIPS_PER_BATCH = 8
 """Clips that the VAE's evaluation takes for each of `evaluation.batches`."""
 
 
+def check_keys(config: Mapping) -> None:
+  """Raises a ValueError if the config lacks a section, or a key that no dataclass asks for."""
+  check_names("", config, SECTIONS)
+  check_names("data", config["data"], DATA)
+  check_names("vae", config["vae"], VAE)
+  for section, names in READ.items():
+    tree = functools.reduce(operator.getitem, section.split("."), config)
+    check_names(section, {name: tree[name] for name in names if name in tree}, names)
+
+
 def check(config: Mapping, workdir: Path) -> "Plan":
   """Returns the typed plan of a job; nothing is rendered, encoded or compiled.
 
   Raises: ValueError for an unknown key (with the nearest right name) or an impossible value.
   """
-  check_names("", config, SECTIONS)
-  check_names("data", config["data"], DATA)
-  check_names("vae", config["vae"], VAE)
+  check_keys(config)
   if config["task"] not in ("text_to_video", "vae"):
     raise ValueError(f"config.task is {config['task']!r}; allowed: 'text_to_video', 'vae'")
   data = config["data"]
   if data["crop"] not in ("none", "square"):
     raise ValueError(f"config.data.crop is {data['crop']!r}; allowed: 'none', 'square'")
+  world = sections.world_config(config)
   source = ClipsConfig(
     source=data["source"],
     folder=Path(data["folder"] or Path(workdir) / "data"),
     validation_clips=data["validation_clips"],
-    world=sections.world_config(config) if data["source"] == "world" else None,
+    world=world if data["source"] == "world" else None,
     processes=data["processes"],
   )
   mesh = mesh_of(config["train"]["mesh"])
   evaluation = typed(sections.EvaluationConfig, "evaluation", config["evaluation"])
   sections.check_evaluation(evaluation, source.world)
+  sections.check_values(config)
   maker = text_to_video if config["task"] == "text_to_video" else vae
   file = "vae.safetensors" if config["task"] == "vae" else "dit.safetensors"
   start = sections.init_from(config, file)
@@ -125,22 +143,25 @@ def check_mesh(config: Mapping, mesh: Mesh, task: TextToVideo, trains: bool = Tr
 
 
 def vae(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools.partial:
-  """Checks the sections that the VAE's training reads; returns its maker."""
-  return functools.partial(make_vae, source, vae_parts(config, mesh))
+  """Checks the sections that the VAE's training reads, and the weights that it starts from; returns
+  its maker."""
+  parts = vae_parts(config, mesh, sharding.host_share(mesh))
+  if parts["init_from"] is not None:
+    jax.eval_shape(VaeTask(sources=None, **parts).init, jax.random.key(0))
+  return functools.partial(make_vae, source, parts)
 
 
-def vae_parts(config: Mapping, mesh: Mesh) -> dict:
-  """The fields of `VaeTask` other than its clips."""
+def vae_parts(config: Mapping, mesh: Mesh, share: Share) -> dict:
+  """The fields of `VaeTask` other than its clips; share: see `sharding.host_share`."""
   c = config["vae"]
   if c["size"] not in vae_lib.SIZES:
     raise ValueError(f"config.vae.size is {c['size']!r}; allowed: {', '.join(vae_lib.SIZES)}")
   network = vae_lib.CausalVAE(vae_lib.SIZES[c["size"]])
   sections.check_cuts(config, network.config.spatial)
-  index, count = sharding.host_share(mesh)
   video = typed(
     VideoConfig, "vae", part(c, "sizes", "frames", "batch_pixels"),
     seed=config["train"]["seed"], crop=config["data"]["crop"], workers=config["data"]["workers"],
-    prefetch=2, host_index=index, host_count=count,
+    prefetch=2, share=share,
   )  # fmt: skip
   for bucket in video.buckets:
     clips = video.batch_size(bucket)
@@ -167,6 +188,7 @@ def vae_parts(config: Mapping, mesh: Mesh) -> dict:
     "isometric": c["isometric"],
     "evaluate": CLIPS_PER_BATCH * config["evaluation"]["batches"],
     "init_from": sections.init_from(config, "vae.safetensors"),
+    "grow": config["train"]["init_missing"] == "new",
   }
 
 
@@ -194,10 +216,15 @@ def sketch(config: Mapping, mesh: Mesh, trains: bool = True) -> Task:
   Args: trains: whether the rows of config.data are to be shared out, too.
   Raises: ValueError, as `check` does.
   """
+  check_keys(config)
+  share = min(sharding.host_shares(mesh).values())  # what one host can load, each can
   if config["task"] == "vae":
-    parts = vae_parts(config, mesh) | {"network": vae_lib.CausalVAE(sketched_autoencoder(config))}
-    return VaeTask(sources=None, **parts)
-  task = TextToVideo(sources=None, **parts_of(config, named_autoencoder(config)))
+    parts = vae_parts(config, mesh, share)
+    return VaeTask(
+      sources=None, **parts | {"network": vae_lib.CausalVAE(sketched_autoencoder(config))}
+    )
+  parts = parts_of(config, named_autoencoder(config), share if trains else WHOLE)
+  task = TextToVideo(sources=None, **parts)
   check_mesh(config, mesh, task, trains)
   return task.on(mesh)
 
@@ -222,7 +249,7 @@ def named_autoencoder(config: Mapping) -> Autoencoder:
     return untrained(name)
 
 
-def parts_of(config: Mapping, autoencoder: Autoencoder, share: tuple[int, int] = (0, 1)) -> dict:
+def parts_of(config: Mapping, autoencoder: Autoencoder, share: Share = WHOLE) -> dict:
   """The fields of `TextToVideo` other than its clips; share: see `sharding.host_share`."""
   v = autoencoder.network.config
   tokenizer = tokenizers.load(config["text"]["tokenizer"])

@@ -4,7 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from sora_jax import sharding
 from sora_jax.data.packing import TokenDrop
 from sora_jax.data.pipeline import PipelineConfig
 from sora_jax.data.prompt_mix import PromptMix
@@ -13,7 +15,7 @@ from sora_jax.data.world import WorldConfig
 from sora_jax.diffusion import guidance
 from sora_jax.diffusion.sampler import GRIDS
 from sora_jax.diffusion.solvers import SOLVERS
-from sora_jax.shapes import Patch
+from sora_jax.shapes import WHOLE, Patch, Share
 from sora_jax.tasks.autoencoder import factors
 from sora_jax.tasks.clips import ClipsConfig
 from sora_jax.tasks.typed import check_names, part, typed, without
@@ -52,11 +54,21 @@ class EvaluationConfig:
       raise ValueError(
         "prompts, steps, extend_stages and batches must be at least 1, frames at least 0"
       )
-    if any(not isinstance(size, list | tuple) or len(size) != 2 for size in self.sizes):
-      raise ValueError(f"sizes is {self.sizes}; give (width, height) pairs, like ((32, 32),)")
+    if not isinstance(self.sizes, list | tuple) or not all(map(_is_size, self.sizes)):
+      raise ValueError(
+        f"sizes is {self.sizes}; give (width, height) pairs in pixels, like ((32, 32),)"
+      )
+    if self.seed < 0:
+      raise ValueError(f"seed is {self.seed}; it must be at least 0")
     if not math.isfinite(self.guidance):
       raise ValueError(f"guidance is {self.guidance}; it must be a number, 1 = off")
     guidance.checked_interval(self.guidance_interval)
+
+
+def _is_size(size) -> bool:
+  """Whether it is a (width, height) in whole pixels."""
+  pair = isinstance(size, list | tuple) and len(size) == 2
+  return pair and all(isinstance(n, int) and n > 0 for n in size)
 
 
 def check_evaluation(evaluation: EvaluationConfig, world: WorldConfig | None) -> None:
@@ -70,6 +82,31 @@ def check_evaluation(evaluation: EvaluationConfig, world: WorldConfig | None) ->
     raise ValueError(f"config.evaluation: {error}") from error
 
 
+def check_values(config: Mapping) -> None:
+  """Raises a ValueError for values that are used far from here, and numbers that are not finite."""
+  if config["train"]["context"] not in sharding.CONTEXT_METHODS:
+    raise ValueError(
+      f"config.train.context is {config['train']['context']!r}; allowed:"
+      f" {', '.join(sharding.CONTEXT_METHODS)}"
+    )
+  batch = config["data"]["encode_batch"]
+  if not isinstance(batch, int) or batch < 1:
+    raise ValueError(f"config.data.encode_batch is {batch!r}; it must be at least 1")
+  _check_finite(config, "config")
+
+
+def _check_finite(value: Any, where: str) -> None:
+  """Raises a ValueError that names the first number of a tree that is none."""
+  if isinstance(value, Mapping):
+    for name, part_of in value.items():
+      _check_finite(part_of, f"{where}.{name}")
+  elif isinstance(value, list | tuple):
+    for part_of in value:
+      _check_finite(part_of, where)
+  elif isinstance(value, float) and not math.isfinite(value):
+    raise ValueError(f"{where} is {value}; it must be a finite number")
+
+
 def check_accumulate(config: Mapping, clips: int, what: str) -> None:
   """Raises a ValueError if a batch cannot be split into `train.accumulate` equal parts."""
   parts = config["train"]["accumulate"]
@@ -81,9 +118,11 @@ def check_accumulate(config: Mapping, clips: int, what: str) -> None:
 
 def check_cuts(config: Mapping, spatial: int) -> None:
   """Raises a ValueError for sizes of cuts that the VAE, of this spatial factor, cannot take."""
-  for size in config["vae"]["sizes"]:
-    pair = isinstance(size, list | tuple) and len(size) == 2
-    if not pair or any(not isinstance(n, int) or n < 1 or n % spatial for n in size):
+  sizes = config["vae"]["sizes"]
+  if not isinstance(sizes, list | tuple):
+    raise ValueError(f"config.vae.sizes is {sizes}; give (width, height) pairs, like ((32, 32),)")
+  for size in sizes:
+    if not _is_size(size) or any(n % spatial for n in size):
       raise ValueError(
         f"config.vae.sizes has {size}; each must be a (width, height) in multiples of {spatial},"
         f" which is a latent cell of vae.size={config['vae']['size']!r}"
@@ -96,7 +135,7 @@ def world_config(config: Mapping) -> WorldConfig:
 
 
 def pipeline_config(
-  config: Mapping, patch: tuple, frames_per_latent: int, share: tuple[int, int] = (0, 1)
+  config: Mapping, patch: tuple, frames_per_latent: int, share: Share = WHOLE
 ) -> PipelineConfig:
   """The pipeline's view of the data section; share: see `sharding.host_share`."""
   data, drop = config["data"], config["data"]["token_drop"]
@@ -114,7 +153,7 @@ def pipeline_config(
   values = part(data, *PIPELINE) | {"patch": patch, "seed": config["train"]["seed"]}
   values |= {"prompts": prompts_of(data), "frames_per_latent": frames_per_latent}
   try:
-    return PipelineConfig(**values, token_drop=token_drop, host_index=share[0], host_count=share[1])
+    return PipelineConfig(**values, token_drop=token_drop, share=share)
   except ValueError as error:
     raise ValueError(f"config.data: {error}") from error
 

@@ -18,6 +18,7 @@ from sora_jax.evaluation import metrics
 from sora_jax.nn import vae as vae_lib
 from sora_jax.nn import vae_losses, vae_metric
 from sora_jax.nn.vae import CausalVAE
+from sora_jax.tasks import inputs
 from sora_jax.tasks.clips import Sources
 from sora_jax.train.task import Cost, Ratio
 from sora_jax.weights import folder as folder_lib
@@ -52,6 +53,7 @@ class VaeTask:
   evaluate: clips of the validation set that are reconstructed whole, per size.
   isometric: export latents in which errors cost as many pixels in every direction, see
   `nn/vae_metric.py`.  init_from: a `vae.safetensors` whose weights start this leg, or None.
+  grow: parameters that it lacks start at random instead of being an error.
   perceptual: (video, recon) in [-1, 1] -> scalar distance; needed where `losses.perceptual` is
   above 0.
   """
@@ -64,13 +66,23 @@ class VaeTask:
   evaluate: int = 8
   isometric: bool = False
   init_from: Path | None = None
+  grow: bool = False
   perceptual: Callable | None = None
   name: str = "vae"
 
   def init(self, key):
-    if self.init_from is not None:
-      tree, _, _ = store.load(self.init_from)
-      return jax.tree.map(jnp.asarray, tree["params"])
+    if self.init_from is None:
+      return self.init_new(key)
+    found, _, _ = store.load(self.init_from)
+    found.pop("stats", None)  # of latents; they are measured anew
+    new = lambda key: {"params": self.init_new(key)}  # noqa: E731
+    if self.grow:
+      found = store.filled(found, new(key))
+    store.check(found, jax.eval_shape(new, key), str(self.init_from))
+    return jax.tree.map(jnp.asarray, found["params"])
+
+  def init_new(self, key):
+    """Fresh parameters."""
     return nn.meta.unbox(vae_lib.init(self.network.config, key)["params"])
 
   def axes(self):
@@ -132,7 +144,12 @@ class VaeTask:
     return {}
 
   def names(self, batch):
-    return [self.sources.train[int(i)].id for i in batch["clip"]]
+    clips = batch["clip"].tolist()
+    return lambda: [self.sources.train[i].id for i in clips]
+
+  def inputs(self) -> dict[str, str]:
+    """Hashes of what is read by path, see `train.task.Task`."""
+    return inputs.of_clips(self.sources.train)
 
   def export(self, params, folder: Path, provenance: dict) -> dict[str, float]:
     if self.isometric:

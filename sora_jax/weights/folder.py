@@ -17,9 +17,12 @@
     tokenizer.model   SentencePiece model, where the text encoder was trained with one
     provenance.json   config, command, seed, commit, hardware, time, legs, validation figures
 
-Shipped models and the `model/` folder of a finished training run both look like this.
+Shipped models and the `model/` folder of a finished training run both look like this. A model is
+replaced as a whole: the new files lie ready in a folder of their own, inside, and whoever finds
+that, a reader too, moves them to their places.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -32,6 +35,8 @@ from sora_jax.weights import store
 
 TOKENIZER_NAME = "tokenizer.model"
 PROVENANCE_NAME = "provenance.json"
+READY = ".ready"
+"""The folder of files that are to take the place of a model's; it is there once all of them are."""
 FORMAT = 2
 """What a transformer's output means. 2: preconditioned ones give Eq. 5 of `ops/precondition.py`; 1,
 and files that say nothing: they added a linear guess, and with today's code their samples are wrong
@@ -58,17 +63,19 @@ def write(
   *,
   store_dtype: str | None = None,
 ) -> None:
-  """Writes a model folder; the folder appears whole or not at all if it did not exist.
+  """Writes a model folder, whole or not at all; other files of a folder that is there stay.
 
   Args: networks: by name, all of "vae", "text" and "dit", and "dit_high" if there is one; those
     with a story of their own keep it, the others get `provenance`.  tokenizer: content of the
     SentencePiece model, or None for bytes.  store_dtype: see `store.save`.
-  Raises: ValueError if a network is missing.
+  Raises: ValueError if a network is missing; OSError if the folder cannot be written.
   """
   if set(networks) - {store.HIGH} != set(store.NETWORKS):
     raise ValueError(f"got networks {sorted(networks)}; a model has {', '.join(store.NETWORKS)}")
   path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.partial")
+  _end_writing(path)
+  there = path.exists()
+  temporary = path / ".partial" if there else path.with_name(f".{path.name}.partial")
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
   for name, network in networks.items():
@@ -79,18 +86,45 @@ def write(
   if tokenizer is not None:
     (temporary / TOKENIZER_NAME).write_bytes(tokenizer)
   (temporary / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=2) + "\n")
-  if not path.exists():
+  if not there:
     temporary.rename(path)
     return
-  if store.HIGH not in networks:  # first, so that it never stands beside networks of another model
-    (path / f"{store.HIGH}.safetensors").unlink(missing_ok=True)
-  for file in temporary.iterdir():
-    os.replace(file, path / file.name)
-  temporary.rmdir()
+  for name in (f"{store.HIGH}.safetensors", TOKENIZER_NAME):
+    if not (temporary / name).exists():
+      (temporary / name).touch()  # empty: the file that bears this name is to go
+  temporary.rename(path / READY)
+  _end_writing(path)
+
+
+def _end_writing(path: pathlib.Path) -> None:
+  """Moves the files that a writer has made ready to their places; others may do so meanwhile.
+
+  Raises: OSError that says what to do if that cannot be.
+  """
+  ready = path / READY
+  try:
+    for file in sorted(ready.iterdir()) if ready.is_dir() else ():
+      with contextlib.suppress(FileNotFoundError):  # another has moved it
+        if file.stat().st_size:
+          os.replace(file, path / file.name)
+        else:
+          (path / file.name).unlink(missing_ok=True)
+          file.unlink()
+    with contextlib.suppress(FileNotFoundError):
+      ready.rmdir()
+  except OSError as error:
+    raise OSError(
+      f"{path} is being replaced by what lies in {ready}, and that cannot be ended:"
+      f" {error.strerror}. Make it writable, and try again"
+    ) from error
 
 
 def read(path: str | os.PathLike) -> dict[str, Network]:
-  """Reads the networks of a model folder.  Raises: FileNotFoundError, ValueError (see `check`)."""
+  """Reads the networks of a model folder.
+
+  Raises: FileNotFoundError; OSError if it is being replaced and cannot be; ValueError, see `check`.
+  """
+  _end_writing(pathlib.Path(path))
   check(path)
   found = {}
   for name in (*store.NETWORKS, store.HIGH):
@@ -146,13 +180,14 @@ def differences(first: Any, second: Any) -> list[str]:
 def find(name: str | os.PathLike) -> pathlib.Path:
   """The model folder that a user means: a shipped name, a model folder, or a work directory.
 
-  Raises: ValueError that says what there is.
+  Raises: ValueError that says what there is; OSError as `read`.
   """
   shipped = store.shipped()
   if str(name) in shipped:
     return shipped[str(name)]
   path = pathlib.Path(name)
   for candidate in (path, path / "model"):
+    _end_writing(candidate)
     if (candidate / "dit.safetensors").is_file():
       return candidate
   if path.is_dir():

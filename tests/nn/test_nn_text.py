@@ -154,8 +154,12 @@ def test_every_parameter_names_its_axes():
 
 
 @pytest.mark.parametrize(
-  "key,value", [("depth", 0), ("activation", "swish"), ("buckets", 7), ("max_distance", 2)]
-)
+  "key,value",
+  [
+    ("depth", 0), ("activation", "swish"), ("buckets", 7), ("max_distance", 2), ("dtype", "foo"),
+    ("norm_eps", 0.0), ("norm_eps", float("nan")), ("norm_eps", float("inf")),
+  ],
+)  # fmt: skip
 def test_impossible_config_is_refused(key, value):
   with pytest.raises(ValueError, match=f"{key}="):
     text.TextConfig(**{key: value})

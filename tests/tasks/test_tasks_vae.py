@@ -12,6 +12,7 @@ from sora_jax.nn import vae as vae_lib
 from sora_jax.nn.vae_losses import LossConfig
 from sora_jax.tasks.clips import Sources
 from sora_jax.tasks.vae import NoiseConfig, VaeTask
+from sora_jax.weights import store
 
 
 def task_of(**changes):
@@ -46,3 +47,27 @@ def test_a_perceptual_weight_without_a_function_is_refused():
   other = dataclasses.replace(task, losses=LossConfig())
   _, terms = jax.eval_shape(other.loss, params, batch, jax.random.key(1), 0.0)
   assert "perceptual" not in terms
+
+
+def test_clips_of_a_batch_are_read_for_their_names_only_when_asked():
+  task = task_of()  # without clips: whoever reads one fails
+  names = task.names({"clip": np.arange(2), "video": np.zeros((2, 5, 8, 8, 3), np.uint8)})
+  with pytest.raises(IndexError):
+    names()
+
+
+def test_a_leg_can_start_from_weights_that_lack_a_part(tmp_path):
+  params = jax.device_get(jax.jit(task_of().init)(jax.random.key(0)))
+  rest = {name: part for name, part in params.items() if name != "decoder"}
+  path = tmp_path / "vae.safetensors"
+  store.save(path, {"params": rest, "stats": {"mean_Z": np.zeros(4, "f")}}, {}, {})
+  with pytest.raises(ValueError, match=f"^{path} does not fit .*params/decoder.*: missing"):
+    task_of(init_from=path).init(jax.random.key(0))
+  grown = task_of(init_from=path, grow=True)
+  got = jax.device_get(jax.jit(grown.init)(jax.random.key(1)))  # as the loop starts a run
+  assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, params)
+  jax.tree.map(np.testing.assert_array_equal, rest, {name: got[name] for name in rest})
+  store.save(path, {"dit": {"kernel": np.zeros((2, 3), "f")}}, {}, {})
+  for start in (grown, task_of(init_from=path)):  # weights of something else
+    with pytest.raises(ValueError, match=f"^{path} does not fit the network"):
+      jax.eval_shape(start.init, jax.random.key(0))

@@ -2,9 +2,10 @@
 
   python -m sora_jax.export --workdir=runs/dit [--step=2000] [--out=runs/dit/model]
 
-A run writes model/ by itself when it ends. Before, this reads a checkpoint, by default the newest,
-on one device, whatever mesh the run has; the run is neither stopped nor changed. What it writes is
-for `sora_jax.load`, `sora_jax.generate --model` and `--config.train.init_from`.
+A run writes model/ by itself when it ends; from then on --out must name another folder. This reads
+a checkpoint, by default the newest, on one device, whatever mesh the run has; the run is neither
+stopped nor changed. What it writes is for `sora_jax.load`, `sora_jax.generate --model` and
+`--config.train.init_from`.
 """
 
 import sys

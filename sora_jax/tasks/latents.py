@@ -100,10 +100,10 @@ def _made(
     found = records.ShardSource(clips.folder, config.prefix)
   except (FileNotFoundError, ValueError) as error:
     return None, f"latents that cannot be used ({str(error).split(';')[0]})"
-  wanted = json.loads(json.dumps(about(clips, config)))
-  if found.config == wanted and len(found) == len(clips):
+  wanted, before = json.loads(json.dumps(about(clips, config))), found.config
+  if before == wanted and len(found) == len(clips):
     return found, ""
-  same = found.config.get("clips") == wanted["clips"] and len(found) == len(clips)
+  same = before.get("clips") == wanted["clips"] and len(found) == len(clips)
   what = "latents were made in another way" if same else "clips have changed"
   return None, f"the {what} in {clips.folder}"
 

@@ -56,6 +56,7 @@ def test_a_writer_that_ends_anywhere_leaves_one_model(tmp_path, monkeypatch, rea
       except Killed:
         finished = False
     reader(path)
+    assert not (path / folder.READY).exists()
     found = values(path)
     assert len(set(found.values())) == 1, f"a mix: {found}"
     is_new = found == {name: new[0][name].tree["w"][0] for name in new[0]}

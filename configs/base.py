@@ -114,6 +114,7 @@ def world() -> ConfigDict:
   )  # fmt: skip
   c.radius = (0.14, 0.22)  # of a lone object, in short sides, within [0.05, 0.3]
   c.slowest = 1.0  # least share of usual speeds: constant, bounce, cut and morph
+  c.slow_fraction = 1.0  # share of clips that may be slower than usual, [0, 1]
   return c
 
 
@@ -213,7 +214,7 @@ def diffusion() -> ConfigDict:
 def optimizer() -> ConfigDict:
   """See sora_jax.train.optimizer.OptimizerConfig."""
   c = ConfigDict()
-  c.name = "adamw"  # "adamw", or "muon" on matrices with Adam on the rest
+  c.name = "adamw"  # "adamw", or "muon" on matrices with Nesterov's Adam on the rest
   c.lr = 1e-3  # peak, above 0
   c.matrix_lr_ratio = 10.0  # Muon's rate over Adam's
   c.b1 = 0.9

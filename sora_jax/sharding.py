@@ -57,6 +57,16 @@ LEAST_SHARED = 1 << 15
 CONTEXT_METHODS = ("auto", "ring", "ulysses")
 
 
+def check_shape(shape: tuple[int, ...]) -> None:
+  """Raises ValueError for sizes that are no mesh's, whatever the devices."""
+  wrong = [size for size in shape if not isinstance(size, int) or (size < 1 and size != -1)]
+  if len(shape) != len(MESH_AXES) or wrong or list(shape).count(-1) > 1:
+    raise ValueError(
+      f"mesh {tuple(shape)}: it must be four sizes ({', '.join(MESH_AXES)}), each 1 or more, and at"
+      " most one -1 for the devices that are left"
+    )
+
+
 def make_mesh(shape: tuple[int, int, int, int] = (1, 1, 1, 1), devices=None) -> Mesh:
   """Returns a mesh (data, fsdp, context, tensor); one -1 takes the devices that are left.
 
@@ -67,10 +77,9 @@ def make_mesh(shape: tuple[int, int, int, int] = (1, 1, 1, 1), devices=None) -> 
   Raises: ValueError if the sizes do not multiply to the number of devices, or if the slices cannot
     share the data axis.
   """
+  check_shape(shape)
   devices = jax.devices() if devices is None else devices
   sizes, fixed = list(shape), int(np.prod([s for s in shape if s != -1]))
-  if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-    raise ValueError(f"mesh {tuple(shape)}: sizes are 1 and up, with at most one -1")
   if -1 in sizes:
     sizes[sizes.index(-1)] = len(devices) // fixed
   if int(np.prod(sizes)) != len(devices):
@@ -78,7 +87,9 @@ def make_mesh(shape: tuple[int, int, int, int] = (1, 1, 1, 1), devices=None) -> 
       f"mesh {tuple(shape)} over {MESH_AXES} does not fit {len(devices)} devices;"
       " their product must be the number of devices"
     )
-  slices = len({getattr(device, "slice_index", None) for device in devices})
+  # GPUs have such a number too, of their host; any mesh may span these.
+  on_tpu = devices[0].platform == "tpu"
+  slices = len({getattr(d, "slice_index", None) for d in devices}) if on_tpu else 1
   if sizes[0] % slices:
     raise ValueError(
       f"mesh {tuple(sizes)}: {slices} slices share the data axis, which must be a multiple of them"
@@ -88,7 +99,7 @@ def make_mesh(shape: tuple[int, int, int, int] = (1, 1, 1, 1), devices=None) -> 
     grid = mesh_utils.create_hybrid_device_mesh(
       inside, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
     )
-  elif devices[0].platform == "tpu":
+  elif on_tpu:
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   else:
     grid = np.asarray(devices).reshape(sizes)

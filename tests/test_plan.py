@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from sora_jax import sharding
 from sora_jax.planning import topology
-from sora_jax.tasks import planned
+from sora_jax.tasks import planned, sampling_programs
 
 pytest.importorskip("libtpu")
 
@@ -100,6 +102,22 @@ def test_large_pictures_and_videos_are_made_where_it_is_said(
   assert axes == {axis for axis, size in found["mesh"].items() if size > 1}
 
 
+def test_sampling_is_planned_as_it_is_run(monkeypatch):
+  """A loaded model splits rows by the "auto" method and loops over its blocks one by one, whatever
+  it was trained with."""
+  given = []
+  monkeypatch.setattr(
+    sampling_programs.build, "sketch", lambda c, *a, **k: given.append(c) or 1 / 0
+  )
+  config = config_of("dit:tiny", {"train.context": "ring", "model.scan_unroll": 2})
+  with pytest.raises(ZeroDivisionError):
+    sampling_programs.sample(
+      config, sharding.make_mesh((1, 1, 1, 1), jax.devices()[:1]), (64, 64), 9
+    )
+  assert given[0]["train"]["context"] == "auto" and given[0]["model"]["scan_unroll"] == 1
+  assert config["train"]["context"] == "ring"
+
+
 def config_of(config, changes=()):
   name, size = config.split(":")
   c = importlib.import_module(f"configs.{name}").get_config(size)
@@ -129,7 +147,9 @@ def run(config="dit:tiny", topology="v5e:2x2", changes=(), **given):
     ({"mesh": "context=4", "program": "sample", "changes": {"data.row_len": 258}},
      "258 along 'token'"),
     ({"mesh": "data=4", "program": "sample", "size": (0, 8)}, "17 frames of 0x8; all must be"),
-    ({"mesh": "data=4", "program": "vae_decode", "frames": 0}, "0 frames of .*; all must be"),
+    ({"program": "vae_decode", "frames": 0}, "0 frames of .*; all must be"),
+    ({"mesh": "data=2,fsdp=2", "program": "vae_decode"},
+     "4 parts for rows .* decoded one by one; .*--mesh=context=4"),
     ({"config": "vae:base", "mesh": "data=4", "program": "sample"},
      "only a text_to_video config has something to sample"),
   ],
@@ -148,6 +168,8 @@ def test_mistakes_are_named(given, message):
     ({"cut": True}, "chooses the mesh itself.*leave out --size and --frames"),
     ({"topology": "v5e:64x64"}, "no such slice"),
     ({"changes": {"model.heads": 5}}, "heads"),
+    ({"changes": {"train.mesh": (0, -1, 1, 1)}}, "^config.train.mesh .* it must be four"),
+    ({"changes": {"train.mesh": (1, 1, 1, 0)}}, "it must be four sizes"),
   ],
 )  # fmt: skip
 def test_a_search_refuses_at_once_what_each_of_its_plans_would(given, message):

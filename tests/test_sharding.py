@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,10 +141,25 @@ def test_the_mesh_takes_what_is_left_and_refuses_what_does_not_fit():
   assert sharding.make_mesh((-1, 1, 1, 1)).shape["data"] == jax.device_count()
   with pytest.raises(ValueError, match="does not fit"):
     sharding.make_mesh((7, 3, 1, 1))
+  for wrong in ((2, 2), (0, -1, 1, 1), (-1, -1, 1, 1)):
+    with pytest.raises(ValueError, match="it must be four sizes"):
+      sharding.check_shape(wrong)
+
+
+@pytest.mark.parametrize("platform, refused", [("tpu", True), ("gpu", False)])
+def test_slices_are_of_tpus_alone(platform, refused):
+  """GPUs carry the number of their host in the same place."""
+  Device = dataclasses.make_dataclass("Device", ["platform", "slice_index", "id"], frozen=True)
+  devices = [Device(platform, i // 2, i) for i in range(4)]
+  if refused:
+    with pytest.raises(ValueError, match="2 slices share the data axis"):
+      sharding.make_mesh((1, 4, 1, 1), devices)
+  else:
+    assert list(sharding.make_mesh((1, 4, 1, 1), devices).devices.flat) == devices
 
 
 @pytest.mark.parametrize(
-  "name, shape, scattered", [("v5p:2x4x4", (1, 32, 1, 1), True), ("v6e:2x4", (2, 2, 2, 1), False)]
+  "name, shape, scattered", [("v5p:2x4x4", (1, 32, 1, 1), True), ("v6e:4x4", (2, 2, 4, 1), False)]
 )
 def test_every_host_of_a_slice_loads_the_rows_of_its_own_chips(name, shape, scattered):
   """A host's chips are a tile of the torus: its rows are its own, though not neighbours."""

@@ -86,7 +86,7 @@ def figures(plan: Plan) -> dict:
     "fits": plan.fits,
     "parameters": plan.parameters,
     "hbm_bytes_per_chip": None if other or math.isnan(plan.needed) else plan.needed,
-    "hbm_limit_bytes": plan.there.chip.hbm_bytes,
+    "hbm_limit_bytes": hbm_limit(plan),
     "hbm_bytes_by_kind": memory,
     "kernel_memory_exceeded": (
       {"space": plan.space, "bytes": plan.needed, "limit_bytes": plan.limit} if other else None
@@ -165,9 +165,13 @@ def memory_of(plan: Plan) -> str:
   if plan.space != "hbm":
     kib = f"{plan.needed / 2**10:.0f} of {plan.limit / 2**10:.0f} KiB"
     return f"a kernel's {plan.space}: {kib}: DOES NOT FIT"
-  limit = plan.there.chip.hbm_bytes
   gib = "more than" if math.isnan(plan.needed) else f"{plan.needed / GIB:.2f} of"
-  return f"{gib} {limit / GIB:.0f} GiB: {'fits' if plan.fits else 'DOES NOT FIT'}"
+  return f"{gib} {hbm_limit(plan) / GIB:g} GiB: {'fits' if plan.fits else 'DOES NOT FIT'}"
+
+
+def hbm_limit(plan: Plan) -> float:
+  """Bytes of a chip's memory: what the compiler says that it may use of it, where it does."""
+  return float(plan.limit if plan.space == "hbm" else plan.there.chip.hbm_bytes)
 
 
 def line(name: str, value: str) -> str:
@@ -186,6 +190,11 @@ def advice(plan: Plan) -> list[str]:
     return ["  to make it fit: a larger context, tensor or fsdp axis, fewer --frames, more chips"]
   if plan.program == "vae_decode":
     return ["  to make it fit: a larger context or tensor axis (for lines, columns), more chips"]
+  if plan.load.unit == "pixels":  # an autoencoder, whose state lies whole on each chip
+    return [
+      "  to make it fit: a context or tensor axis (for lines, columns), smaller clips (vae.sizes,",
+      "  vae.frames), fewer at once (vae.batch_pixels, train.accumulate), chips with more memory",
+    ]
   return [
     "  to make it fit: a larger fsdp or tensor axis (for the state), a context axis or a larger",
     "  train.accumulate (for activations), model.remat=block, a smaller data.row_len, more chips",

@@ -1,8 +1,9 @@
 """Which mesh, what to recompute, how long rows: tries them one after the other, keeps the best.
 
 Each choice is compiled (by a function that is handed in), so what is compared are facts about
-memory and bounds on time. Meshes first, the config's own among them, since they decide most; then
-what is recomputed, then rows of another length with as many tokens a step.
+memory and bounds on time. Meshes first, the config's own among them, since they decide most, and
+those that do not fit once more with all recomputed; then what is recomputed, then rows of another
+length with as many tokens a step.
 """
 
 import math
@@ -100,7 +101,11 @@ def search(
       f"no mesh of {chips} chips shares out {first.rows} rows in {shape.accumulate} parts and"
       f" {shape.heads} heads; chips must divide data.rows / train.accumulate"
     )
-  found = best([first._replace(mesh=mesh) for mesh in possible])
+  choices = [first._replace(mesh=mesh) for mesh in possible]
+  best(choices)
+  # A mesh that is too small for what is kept may be the fastest of those that recompute it.
+  large = [choice for choice in choices if tried[choice].figures and not tried[choice].fits]
+  found = best([*choices, *(choice._replace(remat=REMAT[-1]) for choice in large)])
   found = best([found._replace(remat=name) for name in REMAT])
   rows = found.mesh[0] * found.mesh[1] * shape.accumulate
   longer = [found.longer(factor) for factor in (2, 4) if found.rows % (factor * rows) == 0]

@@ -13,6 +13,8 @@ GIB = 2**30
 GB = 1e9
 HOST = (2, 2, 1)
 """Chips along each side of a host, as the compiler supposes unless told otherwise."""
+WIDE = (2, 4)
+"""The slice of v5e and v6e that is one host, of eight chips; larger ones have hosts of four."""
 
 
 class Chip(NamedTuple):
@@ -20,7 +22,7 @@ class Chip(NamedTuple):
 
   flops: bfloat16 products, FLOP/s. hbm_bytes: capacity. hbm_rate: bytes/s. ici_rate: bytes/s that
   all of its links together take in, one way. ports: number of links. dcn_rate: bytes/s of its share
-  of the data-centre network, one way. per_host: chips of a host.
+  of the data-centre network, one way.
   """
 
   name: str
@@ -30,13 +32,12 @@ class Chip(NamedTuple):
   ici_rate: float
   ports: int
   dcn_rate: float
-  per_host: int
 
 
 CHIPS = {
-  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB, 4, 3.1 * GB, 8),
-  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB, 6, 6.2 * GB, 4),
-  "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1638 * GB, 400 * GB, 4, 12.5 * GB, 8),
+  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB, 4, 3.1 * GB),
+  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB, 6, 6.2 * GB),
+  "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1638 * GB, 400 * GB, 4, 12.5 * GB),
 }
 
 
@@ -62,8 +63,8 @@ class Topology(NamedTuple):
 
   @property
   def hosts(self) -> int:
-    """Machines that run the job."""
-    return self.slices * max(1, math.prod(self.shape) // self.chip.per_host)
+    """Machines that run the job, as the compiler has them: a process on each."""
+    return len({device.process_index for device in self.devices})
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...], int]:
@@ -127,9 +128,8 @@ def _devices(chip: str, shape: tuple[int, ...], slices: int, name: str) -> list:
   from jax.experimental import topologies
 
   more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-  if min(shape[:2]) < HOST[0]:  # a part of a host
-    sides = (*shape, 1)[:3]
-    more["chips_per_host_bounds"] = [min(side, most) for side, most in zip(sides, HOST)]
+  if shape == WIDE or min(shape[:2]) < HOST[0]:  # a host, or a part of one
+    more["chips_per_host_bounds"] = [*shape, 1][:3]
   slice_name = f"{chip}:{'x'.join(map(str, shape))}"
   try:
     return list(topologies.get_topology_desc(slice_name, platform="tpu", **more).devices)

@@ -21,7 +21,7 @@ def run(
   """Compiles a config's program for a topology.
 
   Args: name: of the topology.  mesh: "axis=size,..."; "" = config.train.mesh for training, all
-    chips on the data axis for the others.  quick: see
+    chips on the data axis for sampling, on the context axis for decoding.  quick: see
     `planning.compiled.compile_for`.  size, frames: of what is sampled or decoded; by default the
     most that the config's evaluation, or its world, shows.
   Raises: ValueError for a config, topology or mesh that cannot be, or a size or frames of a
@@ -32,8 +32,8 @@ def run(
       "--size and --frames are of what is sampled or decoded; a training step's clips are those of"
       " the config: leave them out, or give --program=sample or vae_decode"
     )
-  shape = tuple(config["train"]["mesh"]) if program == "train" else (-1, 1, 1, 1)
-  shape = mesh_shape(mesh) if mesh else shape
+  usual = {"train": config["train"]["mesh"], "sample": (-1, 1, 1, 1), "vae_decode": (1, 1, -1, 1)}
+  shape = mesh_shape(mesh) if mesh else tuple(usual[program])
   there = topology.describe(name)
   grid = mesh_on(there, shape, f"--mesh={mesh}" if mesh else "config.train.mesh (see --mesh)")
   config["train"]["mesh"] = shape
@@ -79,6 +79,10 @@ def check_search(config: dict, name: str, program: str, mesh: str, cut: bool) ->
       f"--search chooses the mesh itself, for the clips of the config: leave out"
       f" {f'--mesh={mesh}' if mesh else '--size and --frames'}, or plan without --search"
     )
+  try:
+    sharding.check_shape(tuple(config["train"]["mesh"]))
+  except ValueError as error:
+    raise ValueError(f"config.train.{error}") from error
   there = topology.describe(name)
   programs.train(config, sharding.make_mesh((1, 1, 1, 1), there.devices[:1]))
   return there

@@ -38,6 +38,11 @@ def sample(config: Mapping, mesh: Mesh, size: Size, frames: int) -> Program:
         f"config.diffusion.{name} is {got:g}: two networks are sampled then, of which a step needs "
         f"one; plan with {name}={whole:g}, and add the bytes of one network"
       )
+  # As `Model` runs it, whatever the training's choices are.
+  config = {
+    **config, "train": {**config["train"], "context": "auto"},
+    "model": {**config["model"], "scan_unroll": 1},
+  }  # fmt: skip
   task = build.sketch(config, mesh, trains=False)
   e, dit = config["evaluation"], task.dit.config
   v = build.sketched_autoencoder(config)
@@ -112,17 +117,24 @@ def sampling_load(task: TextToVideo, batch: dict, method: Method, copies: int) -
 
 
 def vae_decode(config: Mapping, mesh: Mesh, size: Size, frames: int) -> Program:
-  """The decoding of a chunk, a latent frame of each clip: what is repeated for videos of any
-  length. For pictures (frames = 1) it is the first chunk.
+  """The decoding of a chunk, a latent frame of a clip: what is repeated for videos of any length.
+  For pictures (frames = 1) it is the first chunk.
 
-  Raises: ValueError for a config or size that cannot be.
+  Raises: ValueError for a config or size that cannot be, or a mesh that shares out rows: videos are
+    decoded one by one.
   """
+  if sharding.parts(mesh, "row") > 1:
+    raise ValueError(
+      f"a mesh of {sharding.parts(mesh, 'row')} parts for rows (data x fsdp) would decode the same"
+      " video in each: videos are decoded one by one; share out its lines and columns, as"
+      f" --mesh=context={mesh.size}, or context and tensor"
+    )
   v = build.sketched_autoencoder(config)
   _, *sides = padded(size, frames, v, config["model"]["patch"])
   _, h, w = v.latent_shape(1, *sides)
   variables = jax.eval_shape(lambda: vae_lib.init(v, jax.random.key(0)))
   variables = {"params": {"decoder": variables["params"]["decoder"]}, "stats": variables["stats"]}
-  latent = jax.ShapeDtypeStruct((sharding.parts(mesh, "row"), 1, h, w, v.latent), jnp.float32)
+  latent = jax.ShapeDtypeStruct((1, 1, h, w, v.latent), jnp.float32)
   first = functools.partial(vae_streaming.decode_first, v)
   function, given = first, (variables, latent)
   if frames > 1:
@@ -133,7 +145,7 @@ def vae_decode(config: Mapping, mesh: Mesh, size: Size, frames: int) -> Program:
   whole = lambda x: sharding.replicated(mesh)  # noqa: E731
   split = lambda x: sharding.fitting(mesh, vae_lib.AXES, x.shape)  # noqa: E731
   lie = jax.tree.map(whole, variables), *(jax.tree.map(split, x) for x in given[1:])
-  pixels = latent.shape[0] * sides[0] * sides[1] * (v.temporal if frames > 1 else 1)
+  pixels = sides[0] * sides[1] * (v.temporal if frames > 1 else 1)
   return Program(
     jax.jit(function), programs.placed_shapes(given, lie), programs.count(variables["params"]),
     Load(float(pixels), flops, flops, unit="pixels"), "chunk",

@@ -70,12 +70,10 @@ class LoopConfig:
       if not least <= (value := getattr(self, name)) <= most:
         allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"train.{name} is {value}; it must be {allowed}")
-    wrong = [size for size in self.mesh if not isinstance(size, int) or (size < 1 and size != -1)]
-    if len(self.mesh) != len(sharding.MESH_AXES) or wrong or self.mesh.count(-1) > 1:
-      raise ValueError(
-        f"train.mesh is {self.mesh}; it must be four sizes ({', '.join(sharding.MESH_AXES)}), each"
-        " 1 or more, but for one that may be -1: the devices that are left"
-      )
+    try:
+      sharding.check_shape(self.mesh)
+    except ValueError as error:
+      raise ValueError(f"train.{error}") from error
 
 
 class NotFiniteError(FloatingPointError):
@@ -164,13 +162,14 @@ class _Runner:
       task.loss, optimizer, config.accumulate, axes, self.mesh, self._placed
     )
     # Before the batches' thread starts: beside it the rate came out at half its value.
-    self._rate, self._meter = metrics.matmul_rate(), metrics.Meter()
-    logging.info("matmul rate of this machine: %.0f GFLOP/s", self._rate / 1e9)
+    self._rate, self._meter = metrics.mesh_rate(self.mesh), metrics.Meter()
+    logging.info("matmul rate of the mesh: %.0f GFLOP/s", self._rate / 1e9)
+    share = sharding.host_share(self.mesh)
     self._prefetcher = prefetch.Prefetcher(
       batches,
       lambda b: sharding.put_batch(self.mesh, b, task.batch_axes()),
       task.names,
-      task.cost,
+      lambda b: task.cost(b).times(share.of / len(share.blocks)),  # the batch of all hosts
       config.prefetch,
     )
     stack.callback(self._prefetcher.close)

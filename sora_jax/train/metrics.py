@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sora_jax.train.task import Cost
 
@@ -118,7 +119,7 @@ class Meter:
     return self._seconds / self._timed if self._timed else math.nan
 
   def summary(self, matmul_rate: float) -> dict[str, float]:
-    """Returns the means. matmul_rate: the machine's, in FLOP/s."""
+    """Returns the means. matmul_rate: of all devices (`mesh_rate`), in FLOP/s."""
     means = {name: pair[0] / max(pair[1], 1e-20) for name, pair in self._sums.items()}
     seconds = self._seconds or math.nan
     return (
@@ -130,6 +131,13 @@ class Meter:
         "matmul_fraction": self._flops / seconds / matmul_rate,
       }
     )
+
+
+def mesh_rate(mesh: Mesh) -> float:
+  """FLOP/s of f32 matrix products on all of a mesh at once: that of a device for each accelerator,
+  or of all of a process's cores, which its devices share, for each process."""
+  processes = len({device.process_index for device in mesh.devices.flat})
+  return matmul_rate() * (processes if jax.default_backend() == "cpu" else mesh.size)
 
 
 @functools.cache

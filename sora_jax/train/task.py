@@ -37,6 +37,10 @@ class Cost(NamedTuple):
   flops: float
   clips: int
 
+  def times(self, factor: float) -> "Cost":
+    """Of so many batches like this one: of all hosts, from one's share."""
+    return Cost(self.tokens * factor, self.flops * factor, round(self.clips * factor))
+
 
 @runtime_checkable
 class Batches(Protocol):

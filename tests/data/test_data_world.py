@@ -133,6 +133,7 @@ def test_build_writes_the_world_in_order(tmp_path, processes):
     ({"radius": (0.2, 0.6)}, "radius"),
     ({"slowest": 0.0}, r"slowest: got 0.0; must be in \[0.1, 1\]"),
     ({"slowest": 1.5}, "slowest"),
+    ({"slow_fraction": 1.5}, r"slow_fraction: got 1.5; must be in \[0, 1\]"),
     ({"styles": ()}, "styles is empty"),
     ({"split": "heldout", "colors": ("red",), "directions": ("up",)}, "heldout"),
   ],

@@ -49,6 +49,20 @@ def test_slow_objects_keep_what_their_motion_promises(motion):
     assert turned if motion == "bounce" else motion != "constant" or not turned
 
 
+def test_a_fraction_of_clips_is_slower_than_usual():
+  def speeds(slowest, fraction):
+    world = dict(sizes=((48, 48),), fps=(8,), radius=(0.2, 0.2), directions=("right",))
+    found = clips("constant", 200, slowest=slowest, slow_fraction=fraction, **world)
+    return np.array([clip.truth["objects"][0]["velocity"][0][0] for clip in found])
+
+  usual = speeds(1.0, 0.5)
+  np.testing.assert_array_equal(speeds(0.1, 0.0), usual)
+  # Of 0.6 to 1 of the longest way, at 0.1 to 1 of that, half are below the slowest usual speed.
+  slower = {share: np.mean(speeds(0.1, share) < usual.min()) for share in (0.4, 1.0)}
+  assert 0.3 < slower[0.4] / slower[1.0] < 0.5
+  assert slower[1.0] > 0.5
+
+
 def test_every_swing_turns_and_begins_in_its_direction():
   for frames in (5, 9, 33):
     for clip in clips("swing", frames=frames):

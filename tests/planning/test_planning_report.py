@@ -42,3 +42,23 @@ def test_a_row_of_half_a_million_tokens_fits_its_kernels():
   program, mesh = attention_over(500_000, there)
   plan = report.make(program, there, mesh, "attention")
   assert plan.fits and report.figures(plan)["kernel_memory_exceeded"] is None
+
+
+def too_large(unit: str) -> report.Plan:
+  """What the compiler says of a training step that needs more than it may use."""
+  there = topology.describe(CHIP)
+  load, sizes = Load(1.0, 1.0, 1.0, unit=unit), (15.9 * 2**30, 15.75 * 2**30)
+  return report.Plan("train", "step", there, {"data": 1}, 7, load, "hbm", *sizes, [], 1.0)
+
+
+def test_what_is_too_large_is_held_against_what_the_compiler_may_use():
+  plan = too_large("real tokens")
+  assert "15.90 of 15.75 GiB: DOES NOT FIT" in report.text(plan)
+  assert report.figures(plan)["hbm_limit_bytes"] == 15.75 * 2**30
+
+
+def test_advice_is_of_what_the_program_has():
+  """An autoencoder's state lies on each chip, and it has no rows of tokens."""
+  assert "larger fsdp" in report.text(too_large("real tokens"))
+  said = report.text(too_large("pixels"))
+  assert "vae.batch_pixels" in said and "fsdp" not in said and "row_len" not in said

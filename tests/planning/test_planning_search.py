@@ -44,6 +44,15 @@ def test_the_best_comes_first_and_each_choice_is_tried_once():
   assert search.why(short, best) == "does not fit: a kernel's smem"
 
 
+def test_a_mesh_that_fits_with_all_recomputed_is_not_missed():
+  def plan(choice):
+    fits = choice.mesh[2] > 1 or choice.remat == "block"
+    return Tried(choice, figures(choice, fits, 2.0 if choice.mesh[2] > 1 else 1.0))
+
+  best = search.search(FIRST, SHAPE, 8, plan, lambda one: None)[0].choice
+  assert best.mesh[2:] == (1, 1) and best.remat == "block"
+
+
 def test_meshes_divide_what_they_share_out():
   for mesh in search.meshes(FIRST, SHAPE, 8):
     data, fsdp, context, tensor = mesh

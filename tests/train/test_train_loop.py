@@ -239,6 +239,16 @@ def test_learns_logs_and_evaluates(tmp_path):
   assert last["programs"] == 1
 
 
+@pytest.mark.parametrize("backend, rates", [("cpu", 2), ("gpu", 6)])
+def test_the_rate_of_a_mesh_is_that_of_all_its_devices(backend, rates, monkeypatch):
+  """Cores are shared by the devices of a process; accelerators have their own."""
+  Device = dataclasses.make_dataclass("Device", ["process_index"], frozen=True)
+  monkeypatch.setattr(metrics, "matmul_rate", lambda: 10.0)
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  devices = np.array([Device(process_index=n // 3) for n in range(6)])
+  assert metrics.mesh_rate(jax.sharding.Mesh(devices, ("data",))) == 10.0 * rates
+
+
 def test_parameters_that_do_not_learn_are_named(tmp_path, caplog):
   class Frozen(Toy):
     def loss(self, params, batch, key, progress):

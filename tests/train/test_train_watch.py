@@ -8,6 +8,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from sora_jax.train import metrics, watch
@@ -155,6 +156,11 @@ def test_two_processes_disturbed_in_many_ways_end_as_if_they_had_not_been(tmp_pa
   workdir = tmp_path / "run"
   with Pair(tmp_path / "whole") as pair:
     assert pair.ended() == [0, 0], pair.texts()
+  read = [line for line in metrics.read(tmp_path / "whole" / "metrics.jsonl") if "loss" in line]
+  timed = [line for line in read if line["sec_per_step"]]
+  tokens = [line["tokens_per_sec"] * line["sec_per_step"] for line in timed]
+  assert len(timed) > 20
+  np.testing.assert_allclose(tokens, 16, rtol=1e-5)  # of a step: 8 from each process
 
   with Pair(workdir, "--milliseconds=100") as pair:  # told to stop
     pair.until_saved(4)

@@ -45,6 +45,7 @@ class WorldConfig:
   directions: Words = _WORDS["directions"]
   radius: Numbers = (0.14, 0.22)  # of a lone object, in short sides
   slowest: float | int = 1.0  # least share of usual speeds: constant, bounce, cut, morph
+  slow_fraction: float | int = 1.0  # share of clips that may be slower than usual, down to slowest
 
   def __post_init__(self):
     for name in ("levels", "motions", "sizes", "frames", "fps", "radius", *_WORDS):
@@ -122,6 +123,8 @@ class WorldConfig:
       raise ValueError(
         f"slowest: got {self.slowest}; must be in [0.1, 1], a share of an object's usual speed"
       )
+    if not 0.0 <= self.slow_fraction <= 1.0:
+      raise ValueError(f"slow_fraction: got {self.slow_fraction}; must be in [0, 1]")
     if self.num_clips < 1:
       raise ValueError(f"num_clips: got {self.num_clips}; must be at least 1")
     if self.split == "heldout" and (self.image_fraction == 1.0 or max(self.frames) == 1):

@@ -97,10 +97,14 @@ class Brief:
     return (round(radius * _GRAIN / 4) * 4 + code) / _GRAIN
 
   def pace(self) -> float:
-    """Share of its usual speed at which the object moves. Of 1 nothing is drawn, so that a world
-    without slow objects is the same with and without the choice."""
-    slowest = self.config.slowest
-    return 1.0 if slowest == 1 else self.rng.uniform(slowest, 1.0)
+    """Share of its usual speed at which the object moves. Where there is no choice nothing is
+    drawn, so that a world without slow objects, or of nothing else, is the same as without it."""
+    slowest, fraction = self.config.slowest, self.config.slow_fraction
+    if slowest == 1 or fraction == 0:
+      return 1.0
+    if fraction < 1 and self.rng.uniform() >= fraction:
+      return 1.0
+    return self.rng.uniform(slowest, 1.0)
 
   def room(self, shape: str, radius: float, margin: float = 0.02):
     """Where the centre may be so that the whole shape is in the frame: left, top, right, bottom."""

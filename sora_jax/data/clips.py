@@ -2,8 +2,8 @@
 
 `decode` returns a whole clip, `Reader` streams frames of any length; both refuse frames that are
 too large before one is allocated. `write_video` and `VideoWriter` (from `writing`) make files.
-Followed: rotation and mirroring, edit lists, pixel aspect (where frames are resized), 10 bits and
-HDR, transparency, variable rates (their average), tags that are not UTF-8.
+Followed: rotation and mirroring, edit lists, pixel aspect, 10 bits and HDR, transparency, variable
+rates (their average), tags that are not UTF-8.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ MAX_BYTES = 2 << 30
 _SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _UNSPECIFIED = 2  # a frame's colorspace, ISO/IEC 23091-2
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # how a Matroska file and its body begin
+_RAW_JPEG = (".mjpeg", ".mjpg")  # names of films that are JPEG after JPEG, without a container
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones drop the alpha
 
 
@@ -48,9 +49,9 @@ class Decoded:
   """A decoded file.
 
   Attributes:
-    video_THWC: uint8 [T, H, W, 3], resized if that was asked.
+    video_THWC: uint8 [T, H, W, 3] with square pixels, resized if that was asked.
     fps: average frames per second; None for pictures.
-    size: (width, height) as displayed, before any resizing.
+    size: (width, height) upright, in pixels as stored: before any resizing, perhaps not square.
     damage: None, or why a salvaged file ended early.
   """
 
@@ -95,23 +96,21 @@ def decode(
 
 
 def fit_short(width: int, height: int, short_side: int | None, aspect: float = 1.0):
-  """(width, height) with square pixels and a short side of at most `short_side`; never larger.
+  """(width, height) with square pixels and a short side of at most `short_side`; never higher.
 
-  Args: aspect: width / height of one pixel.  With `short_side` None the size stays as it is.
+  Args: short_side: None = any.  aspect: width / height of one pixel; the width makes it square.
   """
-  if short_side is None:
-    return width, height
   true_width = width * aspect
-  scale = min(1.0, short_side / min(true_width, height))
+  scale = min(1.0, short_side / min(true_width, height)) if short_side is not None else 1.0
   return max(1, round(true_width * scale)), max(1, round(height * scale))
 
 
 class Reader:
   """Streams one file's frames; holds one at a time. A context manager.
 
-  Attributes, known once the first frame is out: `size` (width, height) as displayed and `rate`
-  (frames per second that the file declares; None for pictures). Once all are out: `num_frames`,
-  `fps` (the average) and `damage` (None, or a line saying where decoding stopped).
+  Attributes, known once the first frame is out: `size` (width, height) upright, as stored, and
+  `rate` (frames per second that the file declares; None for pictures). Once all are out:
+  `num_frames`, `fps` (the average) and `damage` (None, or a line saying where decoding stopped).
 
   Raises: FileNotFoundError; MediaError if the file holds nothing to show or is too large.
   """
@@ -138,7 +137,10 @@ class Reader:
       raise MediaError("the file is empty")
     self._is_cut = size < _matroska_bytes(head)
     self.is_picture = pictures.is_picture(head[:32])
-    if not self.is_picture:
+    if self.is_picture and self.path.suffix.lower() in _RAW_JPEG and head[:2] == b"\xff\xd8":
+      self.is_picture = False
+      self._open_video("mjpeg")
+    elif not self.is_picture:
       self._open_video()
 
   @property
@@ -184,26 +186,31 @@ class Reader:
   def _picture_frames(self):
     with pictures.open_picture(self.path, self.max_pixels) as image:
       self.size = pictures.displayed_size(image)
+      told = pictures.told_rate(image)
       total = pictures.count_frames(image)
       size = fit_short(*self.size, self.short_side)
       if image.format in ("JPEG", "MPO") and size != self.size:
         image.draft("RGB", (4 * max(size), 4 * max(size)))  # decodes large photos at a fraction
       try:
         for time, duration, frame_HWC in pictures.frames(image):
-          if total > 1 and self.rate is None:
-            self.rate = 1 / duration
+          if self.rate is None and (told or total > 1):
+            self.rate = told or 1 / duration
           yield time, duration, transforms.resize(frame_HWC[None], size)[0]
       except MediaError as error:
         if total == 1:
           raise
-        self.damage = f"{self.num_frames} of {total} frames decode, then: {error}"
+        of = "" if told else f" of {total}"  # where equal frames are stored as one
+        self.damage = f"{self.num_frames}{of} frames decode, then: {error}"
 
-  def _open_video(self) -> None:
+  def _open_video(self, format: str | None = None) -> None:
     # the limit also holds while FFmpeg probes; the slack is for codecs that pad their frames
     limit = self.max_pixels + (1 << 18)
     try:
       self._container = av.open(
-        str(self.path), metadata_errors="replace", options={"max_pixels": str(limit)}
+        str(self.path),
+        format=format,
+        metadata_errors="replace",
+        options={"max_pixels": str(limit)},
       )
     except (av.FFmpegError, ValueError, UnicodeError) as error:
       raise MediaError(f"not a readable video: {pictures.one_line(error, self.path)}") from error
@@ -213,6 +220,9 @@ class Reader:
       kinds = sorted({s.type for s in self._container.streams}) or ["nothing"]
       self.close()
       raise MediaError(f"no video stream (the file holds {', '.join(kinds)})")
+    if any(s.disposition & av.stream.Disposition.dependent for s in streams):
+      self.close()  # FFmpeg gives each tile as a stream, and neither their places nor the rotation
+      raise MediaError("a tiled HEIC; convert it to JPEG or PNG")
     self._stream = max(streams, key=lambda s: s.codec_context.width or 0)
     self._check_size(self._stream.codec_context.width, self._stream.codec_context.height)
     rate = self._stream.average_rate or self._stream.guessed_rate or self._stream.base_rate
@@ -281,6 +291,7 @@ class Reader:
       ratio = self._stream.sample_aspect_ratio
       aspect = float(ratio) if ratio and 0.1 < ratio < 10 else 1.0
       self._shown = fit_short(*self.size, self.short_side, 1 / aspect if turned else aspect)
+      self._check_size(*self._shown)
     size = self._shown[::-1] if turned else self._shown
     options = {"interpolation": _SCALER, "threads": 1}
     if frame.colorspace == _UNSPECIFIED and max(stored) >= 1280:

@@ -6,6 +6,7 @@ decoder, hangs it or unfolds to gigabytes costs one line of the report and nothi
 that is full is no fault of a file: it ends the job.
 """
 
+import collections
 import contextlib
 import dataclasses
 import multiprocessing
@@ -76,17 +77,26 @@ class IngestConfig:
 
 
 def find_media(root: pathlib.Path, skip: pathlib.Path | None = None) -> tuple[list, list]:
-  """(media files, other files) under a folder, sorted; hidden ones and `skip` are passed over."""
-  media, others = [], []
-  for folder, folders, names in os.walk(root):
-    here = pathlib.Path(folder)
-    folders[:] = sorted(
-      name for name in folders if not name.startswith(".") and (here / name).resolve() != skip
-    )
-    for name in sorted(names):
-      if not name.startswith("."):
-        path = here / name
-        (media if _is_media(path) else others).append(path)
+  """(media files, other files) under a folder, sorted; hidden ones and `skip` in it passed over.
+
+  Links to folders are followed, after all else, and no folder is searched under two names.
+  """
+  media, others, searched = [], [], {skip} - {root.resolve()}
+  tops = collections.deque([root])
+  while tops:
+    for folder, folders, names in os.walk(tops.popleft()):
+      here = pathlib.Path(folder)
+      real = here.resolve()
+      if real in searched:
+        folders.clear()
+        continue
+      searched.add(real)
+      folders[:] = sorted(name for name in folders if not name.startswith("."))
+      tops.extend(here / name for name in folders if os.path.islink(here / name))
+      for name in sorted(names):
+        if not name.startswith("."):
+          path = here / name
+          (media if _is_media(path) else others).append(path)
   return sorted(media), sorted(others)
 
 
@@ -169,7 +179,8 @@ def decode_file(path: str, name: str, captions: dict, spool: str, config: Ingest
     if isinstance(error, WriteError) and not any(sign in reason for sign in _OUT_OF_MEMORY):
       raise
   if any(sign in reason for sign in _OUT_OF_MEMORY):
-    reason = f"needs more than max_memory={config.max_memory} bytes ({reason})"
+    flag = f"--max_memory_gb={config.max_memory / 2**30:.4g}"
+    reason = f"needs more than max_memory={config.max_memory} bytes, {flag} ({reason})"
   return {"reason": reason}
 
 

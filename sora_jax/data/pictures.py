@@ -2,14 +2,20 @@
 
 import contextlib
 import os
+import re
+import struct
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sora_jax.data.writing import GIF_FPS
+
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 """Pillow's readers that may see a file; none of them starts another program."""
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
+"""What Pillow raises at data that is cut or damaged."""
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _BACKGROUND = (0, 0, 0)
 """What shows through transparent pixels, as on a player's black screen."""
@@ -39,7 +45,7 @@ def open_picture(path: str | os.PathLike, max_pixels: int) -> Iterator[Image.Ima
       image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
       raise MediaError(f"more than max_pixels={max_pixels}: {error}") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, *BROKEN) as error:
       raise MediaError(f"not a readable picture: {one_line(error, path)}") from error
   with image:
     width, height = image.size
@@ -55,27 +61,59 @@ def displayed_size(image: Image.Image) -> tuple[int, int]:
 
 
 def count_frames(image: Image.Image) -> int:
-  """Frames of an animation; 1 for any other picture, multi-page ones too."""
-  return getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+  """Frames of an animation; 1 for any other picture, multi-page ones too.
+
+  Raises: MediaError where the data ends early.
+  """
+  if image.format not in ANIMATED:
+    return 1
+  try:
+    return getattr(image, "n_frames", 1)
+  except BROKEN as error:
+    raise MediaError(f"the data ends early or is damaged: {one_line(error)}") from error
+
+
+def told_rate(image: Image.Image) -> float | None:
+  """The frames per second that a GIF's comment tells ("12 fps"), as `writing` leaves it there.
+
+  The format counts hundredths of a second and merges equal frames, so its durations do not tell it.
+  None without one, or where the first frame does not stand for a whole number of such frames.
+  """
+  if image.format != "GIF":
+    return None
+  found = re.fullmatch(rb"(\d+(?:\.\d+)?) fps", image.info.get("comment", b""))
+  if found is None or not 0 < float(found[1]) <= GIF_FPS:
+    return None
+  rate, duration = float(found[1]), image.info.get("duration", 0) / 1000
+  whole = max(1, round(duration * rate)) / rate
+  return rate if abs(duration - whole) < 0.006 else None
 
 
 def frames(image: Image.Image) -> Iterator[tuple[float, float, np.ndarray]]:
   """Yields (start, duration in seconds, uint8 [H, W, 3]) of each frame, upright and composited.
 
+  Where a GIF tells its rate, a frame that stands longer is repeated.
   Raises: MediaError where the data ends early or a mode cannot be shown.
   """
-  start = 0.0
+  rate = told_rate(image)
+  start, shown = 0.0, 0
   for k in range(count_frames(image)):
     try:
       image.seek(k)
       frame_HWC = _rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except BROKEN as error:
       if isinstance(error, MediaError):
         raise
       raise MediaError(one_line(error)) from error
     duration = image.info.get("duration", 0) / 1000 or 0.1
-    yield start, duration, frame_HWC
-    start += duration
+    end = start + duration
+    if rate is None:
+      yield start, duration, frame_HWC
+    else:
+      for _ in range(max(1, round(end * rate) - shown)):
+        yield shown / rate, 1 / rate, frame_HWC
+        shown += 1
+    start = end
 
 
 def composite(rgba_HWC: np.ndarray) -> np.ndarray:

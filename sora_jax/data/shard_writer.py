@@ -70,7 +70,7 @@ class ShardWriter:
     if index_path(folder, prefix).exists() and not overwrite:
       raise FileExistsError(
         f"{self.folder} already holds a finished set of shards {prefix!r}; "
-        "choose another folder or pass overwrite=True"
+        "choose another folder, or replace it with --overwrite (in Python overwrite=True)"
       )
     with self._told():
       self.folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,10 @@ EXTENSIONS = (".mp4", ".mkv", ".png", ".gif")
 """What the name of a file to write may end in."""
 GIF_SECONDS = 655
 """For how long a .gif can show one picture, or several in a row that are equal."""
+GIF_FPS = 50
+"""Frames per second that a .gif can show: players take a shorter time than 1/50 s for 1/10 s."""
+LONGEST_SIDE = {".mp4": 16384, ".gif": 65535}
+"""Pixels of a side that a file can hold, by extension: x264's limit, and the .gif's own."""
 _ROUNDING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
@@ -27,25 +31,47 @@ def check_extension(path: str | os.PathLike) -> str:
   return extension
 
 
+def check_size(path: str | os.PathLike, width: int, height: int) -> None:
+  """Raises: ValueError for a size that a file of this name cannot hold."""
+  longest = LONGEST_SIDE.get(pathlib.Path(path).suffix.lower())
+  if longest is not None and max(width, height) > longest:
+    raise ValueError(
+      f"{path}: {width}x{height}, and such a file takes at most {longest} pixels a side; use .mkv"
+    )
+
+
+def check_rate(path: str | os.PathLike, fps: float | int) -> None:
+  """Raises: ValueError for frames per second that a file of this name cannot have."""
+  if not 0.001 <= fps <= 1000:  # a file counts in thousandths
+    raise ValueError(f"fps {fps}; expected a rate of at least 0.001, at most 1000")
+  if pathlib.Path(path).suffix.lower() == ".gif" and fps > GIF_FPS:
+    raise ValueError(
+      f"{path}: fps {fps:g}, and a .gif shows at most {GIF_FPS} frames per second; give a lower "
+      "rate, or use .mp4 or .mkv"
+    )
+
+
 def write_video(
   path: str | os.PathLike, video_THWC: np.ndarray, fps: float | int | None = 24.0, quality: int = 16
 ) -> None:
   """Writes uint8 [T, H, W, 3] by the extension of `path`.
 
   `.mp4`: H.264; 4:2:0, which plays everywhere, for even sizes, and 4:4:4 for odd ones, so that the
-  size asked is the size written. `.mkv`: FFV1, bit for bit what was given. `.gif`: loops.
-  `.png`: one frame.
+  size asked is the size written. `.mkv`: FFV1, bit for bit what was given. `.gif`: loops,
+  256 colours; at most 50 frames per second. `.png`: one frame.
 
   Args: fps: frames per second; not used by `.png`, and None (pictures) means 24.
     quality: of H.264, its constant rate factor: 0 best, 51 worst.
-  Raises: ValueError for another extension, type, shape or rate, or a `.png` of several frames.
+  Raises: ValueError for another extension, type, shape or rate, a side that is too long (16384
+    pixels of `.mp4`, 65535 of `.gif`), or a `.png` of several frames.
   """
   extension = check_extension(path)
   _check(video_THWC, 4)
+  check_size(path, video_THWC.shape[2], video_THWC.shape[1])
   if extension == ".png" and len(video_THWC) != 1:
     raise ValueError(f"{path}: {len(video_THWC)} frames do not fit a .png; use .mp4, .mkv or .gif")
   if extension == ".gif" and fps is not None:
-    _check_rate(fps)
+    check_rate(path, fps)
   if extension in (".png", ".gif"):
     _write_picture(pathlib.Path(path), video_THWC, 24.0 if fps is None else fps)
     return
@@ -68,7 +94,7 @@ class VideoWriter:
   def __init__(self, path: str | os.PathLike, fps: float | int = 24.0, *, quality: int = 16):
     if check_extension(path) not in (".mp4", ".mkv"):
       raise ValueError(f"{path}: frame by frame only .mp4 and .mkv can be written")
-    _check_rate(fps)
+    check_rate(path, fps)
     if not 0 <= quality <= 51:
       raise ValueError(f"quality {quality}; expected 0 (best) to 51")
     self.path = pathlib.Path(path)
@@ -78,9 +104,13 @@ class VideoWriter:
     self._quality, self._size, self._container = quality, None, None
 
   def write(self, frame_HWC: np.ndarray) -> None:
-    """Appends one uint8 [H, W, 3]. Raises: ValueError if its size is not that of the first."""
+    """Appends one uint8 [H, W, 3].
+
+    Raises: ValueError if its size is not that of the first, or a side is too long.
+    """
     _check(frame_HWC, 3)
     if self._container is None:
+      check_size(self.path, frame_HWC.shape[1], frame_HWC.shape[0])
       self._open(*frame_HWC.shape[:2])
     if frame_HWC.shape[:2] != self._size:
       raise ValueError(f"a frame of {frame_HWC.shape[:2]} in a video of {self._size}")
@@ -170,8 +200,12 @@ def _write_picture(path: pathlib.Path, video_THWC: np.ndarray, fps: float | int)
   images = [Image.fromarray(np.ascontiguousarray(frame_HWC)) for frame_HWC in video_THWC]
   options = {}
   if path.suffix.lower() == ".gif":
-    duration = max(20, round(1000 / fps / 10) * 10)  # the format counts hundredths of a second
-    options = {"save_all": True, "append_images": images[1:], "duration": duration, "loop": 0}
+    # The format counts hundredths of a second: frames end at the nearest one, so that the rate is
+    # kept on the whole. Pillow writes equal frames as one; `pictures` repeats it by the rate told.
+    ends = np.rint(100 / fps * np.arange(len(images) + 1)).astype(int)
+    milliseconds = (10 * np.diff(ends)).tolist()
+    options = {"save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
+    options |= {"comment": f"{fps:.9g} fps"} if len(images) > 1 else {}
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = _temporary(path)
   try:
@@ -188,11 +222,6 @@ def _write_picture(path: pathlib.Path, video_THWC: np.ndarray, fps: float | int)
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _check_rate(fps: float | int) -> None:
-  if not 0.001 <= fps <= 1000:  # a file counts in thousandths
-    raise ValueError(f"fps {fps}; expected a rate of at least 0.001, at most 1000")
 
 
 def _check(pixels: np.ndarray, ndim: int) -> None:

@@ -119,9 +119,16 @@ def out_paths(out: str, number: int) -> list[pathlib.Path]:
   return paths
 
 
-def check_out(out: str, verb: str, frames: int, fps: float | int | None) -> None:
-  """Raises a ValueError if a file of this name cannot hold a result; fps: None = the model's."""
+def check_out(
+  out: str, verb: str, frames: int, fps: float | int | None, sizes: Sequence[Size] = ()
+) -> None:
+  """Raises a ValueError if a file of this name cannot hold a result.
+
+  Args: fps: None = the model's.  sizes: of the results, where they are known.
+  """
   extension = writing.check_extension(out)
+  for width, height in sizes:
+    writing.check_size(out, width, height)
   if extension == ".png" and frames > 1:
     raise ValueError(
       f"--out={out}: {verb} makes {frames} frames of what is given, and a .png holds one; ask for "
@@ -132,6 +139,8 @@ def check_out(out: str, verb: str, frames: int, fps: float | int | None) -> None
       f"--fps={fps:g}: {frames} frames last {frames / fps:.0f} s, and a .gif shows equal ones for "
       f"{writing.GIF_SECONDS} s at most; give a higher --fps, or write .mp4 or .mkv"
     )
+  if extension == ".gif" and fps:
+    writing.check_rate(out, fps)
 
 
 def spread(given: dict[str, list]) -> dict[str, list]:

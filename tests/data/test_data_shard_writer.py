@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_a_finished_set_is_replaced_only_on_request(tmp_path):
   write(tmp_path, range(5), shard_size=2)
-  with pytest.raises(FileExistsError, match="overwrite"):
+  with pytest.raises(FileExistsError, match="with --overwrite .in Python overwrite=True"):
     write(tmp_path, [0])
   assert len(ShardSource(write(tmp_path, [0], overwrite=True))) == 1
   assert len(list(tmp_path.iterdir())) == 2

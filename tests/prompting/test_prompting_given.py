@@ -53,6 +53,7 @@ def test_a_folder_is_made_and_what_cannot_be_written_is_named(tmp_path):
     ("x.mkv", 17, 0.001, None),
     ("x.png", 2, 8.0, "--out=x.png: edit makes 2 frames of what is given, and a .png holds one"),
     ("x.gif", 17, 0.02, "--fps=0.02: 17 frames last 850 s, and a .gif shows equal ones for 655 s"),
+    ("x.gif", 17, 60, "x.gif: fps 60, and a .gif shows at most 50 frames per second"),
   ],
 )  # fmt: skip
 def test_a_name_holds_the_result_or_is_refused(out, frames, fps, message):
@@ -60,6 +61,14 @@ def test_a_name_holds_the_result_or_is_refused(out, frames, fps, message):
     return given.check_out(out, "edit", frames, fps)
   with pytest.raises(ValueError, match=message):
     given.check_out(out, "edit", frames, fps)
+
+
+def test_a_side_that_is_too_long_is_refused_by_name():
+  given.check_out("x.mp4", "text", 17, None, [(96, 64), (16384, 16)])
+  with pytest.raises(
+    ValueError, match="x.mp4: 16x17000, and such a file takes at most 16384 pixels"
+  ):
+    given.check_out("x.mp4", "text", 17, None, [(96, 64), (16, 17000)])
 
 
 def test_a_models_rate_is_known_without_its_weights():

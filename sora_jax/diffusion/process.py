@@ -9,8 +9,10 @@
 Every conversion goes through the hub (x0, eps), in which v = eps - x0 always holds. Only (4) and
 (5) divide; their denominator is kept at `floor` = 0.05 or more, as in JiT (Li & He 2025, arXiv
 2511.13720), so that a network's error is not magnified without bound next to an end of time.
-Inside the floor a conversion there and back is therefore not the identity; an x-prediction still
-yields its own x0 everywhere, which is all that a sampler asks for.
+Inside the floor a conversion there and back is therefore not the identity. For a sampler, which
+asks for x0 alone, that matters to an eps-prediction only: above time 0.95, where samples start
+from noise, its x0 is wrong even if the network is perfect, and they are biased (of N(3, 1) their
+mean is 2.67 to 2.92). An x- or a v-prediction yields its x0 without the floor.
 
 Because the same affine map takes prediction and target from one space to another, an error in
 space `loss` is `error_factor(prediction, loss, time)` times the error in the space of the

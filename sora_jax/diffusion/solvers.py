@@ -10,8 +10,9 @@ DDIM: Song et al. 2020 (arXiv 2010.02502), Eq. 12 and 16, in flow coordinates.
 2M: DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), algorithm 2: D extrapolated in half logSNR.
 UniPC: Zhao et al. 2023 (arXiv 2302.04867), B2(h), order 2 or 3: a predictor like 2M's, and a
   corrector that spends no evaluation; both are (1) with D a weighted sum of predictions.
-Flow-SDE: Euler-Maruyama on dx = (v + churn eps) dt + sqrt(2 churn t) dw backwards in time; Ma et
-  al. 2024 (arXiv 2401.08740), section 3, with w = 2 churn t. Any churn has the same marginals.
+Flow-SDE: dx = (v + churn eps) dt + sqrt(2 churn t) dw backwards in time; Ma et al. 2024 (arXiv
+  2401.08740), section 3, with w = 2 churn t. Any churn has the same marginals. D is held over a
+  step and what is linear in x integrated exactly, so that noise falls with t on any grid.
 
 Between 1 and 0 the step in logSNR does not shrink next to the ends of an even grid, so there 2M and
 UniPC end at order 2 whatever their nominal order, and only from about 40 steps on.
@@ -145,23 +146,23 @@ def ddim(eta: float | int = 0.0) -> Solver:
 
 
 def flow_sde(churn: float | int = 1.0) -> Solver:
-  """Euler-Maruyama on the reverse SDE; weak order 1; the step to time 0 adds no noise."""
+  """The reverse SDE, exact for a single data point; weak order 1; no noise in the step to time 0.
+
+  x' = r^(1 + churn) x + ((1 - t') - r^(1 + churn) (1 - t)) D + t' sqrt(1 - r^(2 churn)) z; with a
+  churn of 0 this is Euler's step.
+  """
   if churn < 0:
     raise ValueError(f"churn of the flow SDE is 0 or more, not {churn}")
 
   def plan(times_J):
     now, then = times_J[:-1], times_J[1:]
-    span = now - then
-    inverse = jnp.where(now > 0, 1.0 / jnp.where(now > 0, now, 1.0), 0.0)
-    # v = (x - x0) / t and eps = (x - (1 - t) x0) / t
-    x = 1.0 - span * inverse * (1.0 + churn)
-    x0 = span * inverse * (1.0 + churn * (1.0 - now))
-    ends = (then <= 0) & (now > 0)
+    r = ratio(then, now)
+    old = r ** (1.0 + churn)
     return {
       "at": _every(times_J),
-      "x": jnp.where(ends, 0.0, x),
-      "x0": jnp.where(ends, 1.0, x0),
-      "z": jnp.where(ends, 0.0, jnp.sqrt(2.0 * churn * now * span)),
+      "x": old,
+      "x0": (1.0 - then) - old * (1.0 - now),
+      "z": then * jnp.sqrt(jnp.clip(1.0 - r ** (2.0 * churn), 0.0, 1.0)),
     }
 
   return Solver("flow_sde", plan, PointState, _affine_step(churn > 0), churn > 0)

@@ -33,7 +33,8 @@ class DiTConfig:
     head_width: hidden layer of a second path through the head, which reads the token as it entered
       beside the last block's output; 0 = none. For narrow networks: see `nn.dit_blocks.Head`.
     position: "rotary", or "sincos" for the fixed sums of DiT.
-    rotary_theta, rotary_scale, rotary_method: see `ops.positions.frequencies`.
+    rotary_theta, rotary_scale, rotary_method: see `ops.positions.frequencies`; a scale other than
+      1 needs a method other than "none".
     fraction_octaves: detail of the fractional positions; 0 = none.
     size_condition: tell the model extents and frame rate.
     time_features, time_shift: see `ops.positions.fourier`.
@@ -89,6 +90,11 @@ class DiTConfig:
     for name, values in allowed.items():
       if getattr(self, name) not in values:
         raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(values)}")
+    if self.rotary_method == "none" and any(s != 1 for s in self.rotary_scale):
+      raise ValueError(
+        f"rotary_scale={self.rotary_scale} does nothing with rotary_method='none'; choose"
+        " 'interpolate' or 'ntk', or leave the scale at (1.0, 1.0, 1.0)"
+      )
     if self.width % self.heads or (self.width // self.heads) % 2:
       raise ValueError(
         f"width {self.width} over {self.heads} heads gives heads of "

@@ -4,7 +4,12 @@ Both are the same network under other options: DiT has classes instead of text, 
 block and fixed positions; Wan shares its modulation, norms queries and keys over the full width
 and turns neighbouring entries (2i, 2i + 1) where we turn (i, i + K/2), so its heads are reordered
 here once. Their times count to 1000, ours to 1; Wan attends to padded text, so its text is packed
-whole, and its positions are ours at 24 frames a second.
+whole, and its positions are ours at 24 frames a second. A weight that has no place in our network
+is refused.
+
+Of DiT's norms diffusers' `norm_eps` sets only those before the MLPs, 1e-5 by default, the others
+have 1e-6. Ours all have 1e-6, with which the published weights were trained: outputs differ from
+diffusers' default by what 1e-5 adds to a variance.
 """
 
 from collections.abc import Mapping
@@ -22,8 +27,10 @@ def dit_config(theirs: Mapping) -> DiTConfig:
 
   Raises: ValueError for options that change the mathematics and that we do not have.
   """
-  require(theirs, activation_fn="gelu-approximate", norm_type="ada_norm_zero", norm_eps=1e-6)
+  require(theirs, activation_fn="gelu-approximate", norm_type="ada_norm_zero")
   require(theirs, norm_elementwise_affine=False, attention_bias=True)
+  if (eps := theirs.get("norm_eps", 1e-6)) not in (1e-6, 1e-5):
+    raise ValueError(f"cannot import norm_eps={eps!r}; only 1e-6 and 1e-5 are taken, as 1e-6")
   p = theirs["patch_size"]
   return DiTConfig(
     width=theirs["num_attention_heads"] * theirs["attention_head_dim"],
@@ -74,6 +81,23 @@ def require(theirs: Mapping, **wanted) -> None:
   for name, value in wanted.items():
     if theirs.get(name, value) != value:
       raise ValueError(f"cannot import {name}={theirs[name]!r}; only {value!r} is supported")
+
+
+class Taken(dict):
+  """Weights by name; remembers which were read."""
+
+  def __init__(self, weights: Weights):
+    super().__init__(weights)
+    self.names = set()
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    self.names.add(name)
+    return super().__getitem__(name)
+
+  def finish(self) -> None:
+    """Raises ValueError if a weight was not read."""
+    if left := sorted(set(self) - self.names):
+      raise ValueError(f"{len(left)} weights have no place in our network, such as {left[0]}")
 
 
 def linear(weights: Weights, name: str) -> dict[str, np.ndarray]:
@@ -150,17 +174,17 @@ def from_dit(c: DiTConfig, weights: Weights) -> dict:
 
   Args:
     c: from `dit_config`. weights: flat names to float arrays.
-  Raises: ValueError if the blocks' embedders differ; KeyError if a weight is missing.
+  Raises: ValueError if the blocks' embedders differ or a weight is left over; KeyError if one is
+    missing.
   """
+  weights = Taken(weights)
   name = "transformer_blocks.{}.norm1.emb"
-  embedders = [
-    {key.split(".emb.")[1]: value for key, value in weights.items()
-     if key.startswith(name.format(i) + ".")}
-    for i in range(c.depth)
-  ]  # fmt: skip
-  for i, other in enumerate(embedders):
-    if any(not np.array_equal(other[key], embedders[0][key]) for key in embedders[0]):
-      raise ValueError(f"block {i} embeds time or class unlike block 0; one embedder is shared")
+  layers = [f"timestep_embedder.linear_{i}.{part}" for i in (1, 2) for part in ("weight", "bias")]
+  for key in (*layers, "class_embedder.embedding_table.weight"):
+    first = weights[f"{name.format(0)}.{key}"]
+    for i in range(1, c.depth):
+      if not np.array_equal(weights[f"{name.format(i)}.{key}"], first):
+        raise ValueError(f"block {i} embeds time or class unlike block 0; one embedder is shared")
   blocks = []
   for i in range(c.depth):
     at = f"transformer_blocks.{i}"
@@ -170,7 +194,7 @@ def from_dit(c: DiTConfig, weights: Weights) -> dict:
       "mlp": mlp(weights, f"{at}.ff"),
     })  # fmt: skip
   emb = name.format(0)
-  return {
+  params = {
     "embed": embed(weights, "pos_embed.proj"),
     "time": {"mlp": vector_mlp(weights, f"{emb}.timestep_embedder")},
     "classes": weights[f"{emb}.class_embedder.embedding_table.weight"],
@@ -180,6 +204,8 @@ def from_dit(c: DiTConfig, weights: Weights) -> dict:
       "linear": linear(weights, "proj_out_2"),
     },
   }
+  weights.finish()
+  return params
 
 
 def from_wan(c: DiTConfig, weights: Weights) -> dict:
@@ -187,8 +213,9 @@ def from_wan(c: DiTConfig, weights: Weights) -> dict:
 
   Args:
     c: from `wan_config`. weights: flat names to float arrays.
-  Raises: KeyError if a weight is missing.
+  Raises: KeyError if a weight is missing, ValueError if one is left over.
   """
+  weights = Taken(weights)
   blocks = []
   for i in range(c.depth):
     at = f"blocks.{i}"
@@ -203,7 +230,7 @@ def from_wan(c: DiTConfig, weights: Weights) -> dict:
       block["cross_norm"] = {"scale": gain, "bias": offset}
     blocks.append(block)
   condition = "condition_embedder"
-  return {
+  params = {
     "embed": embed(weights, "patch_embedding"),
     "time": {"mlp": vector_mlp(weights, f"{condition}.time_embedder")},
     "modulation": modulation(weights, f"{condition}.time_proj", 6),
@@ -214,3 +241,5 @@ def from_wan(c: DiTConfig, weights: Weights) -> dict:
       "linear": linear(weights, "proj_out"),
     },
   }
+  weights.finish()
+  return params

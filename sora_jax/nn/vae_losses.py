@@ -171,10 +171,14 @@ def ssim_maps(video: Float[Array, "B T H W C"], recon: Float[Array, "B T H W C"]
 
 
 def blur(x: Float[Array, "B T H W C"]) -> Float[Array, "B T G V C"]:
-  """Gaussian means over all windows inside the frame; as two matrix products, fast anywhere."""
+  """Gaussian means over all windows inside the frame; as two matrix products, fast anywhere.
+
+  In full float32 on accelerators, too: variances are small differences of such means.
+  """
   rows, columns = (jnp.asarray(_bands(n)) for n in x.shape[2:4])
-  x = jnp.einsum("gh,bthwc->btgwc", rows, x)
-  return jnp.einsum("vw,btgwc->btgvc", columns, x)
+  full = jax.lax.Precision.HIGHEST
+  x = jnp.einsum("gh,bthwc->btgwc", rows, x, precision=full)
+  return jnp.einsum("vw,btgwc->btgvc", columns, x, precision=full)
 
 
 def _bands(size: int) -> np.ndarray:

@@ -168,10 +168,11 @@ def segment_sums(
 def vector_sums(
   values_RLX: Float[Array, "R L X"], segment_RL: Int[Array, "R L"], num_segments: int
 ) -> Float[Array, "R S X"]:
-  """`segment_sums` of vectors, as one matrix product."""
+  """`segment_sums` of vectors, as one matrix product, in full float32 on accelerators, too."""
   values_RLX = jnp.where((segment_RL != PAD_SEGMENT)[..., None], values_RLX, 0.0)
   member_RSL = members(segment_RL, num_segments).astype(values_RLX.dtype)
-  return jnp.einsum("RSL,RLX->RSX", member_RSL, values_RLX)
+  full = jax.lax.Precision.HIGHEST
+  return jnp.einsum("RSL,RLX->RSX", member_RSL, values_RLX, precision=full)
 
 
 def segment_lengths(segment_RL: Int[Array, "R L"], num_segments: int) -> Int[Array, "R S"]:

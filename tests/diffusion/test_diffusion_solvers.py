@@ -160,7 +160,7 @@ def test_a_token_that_arrives_early_is_done(name):
   np.testing.assert_allclose(got[:, 1], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, steps", [("ddpm", 400), ("flow_sde", 100)])
+@pytest.mark.parametrize("name, steps", [("ddpm", 400), ("flow_sde", 400)])
 def test_stochastic_solvers_reach_the_distribution(name, steps):
   noise = np.asarray(jax.random.normal(jax.random.key(0), (20000,)))
   got = solve(
@@ -175,6 +175,20 @@ def test_stochastic_solvers_reach_the_distribution(name, steps):
   assert float(jnp.std(got)) == pytest.approx(exact.DEVIATION, rel=0.02)
   path = solve("euler", exact.gaussian_x0, noise, np.linspace(1.0, 0.0, 101))
   assert abs(np.corrcoef(np.asarray(got), np.asarray(path))[0, 1]) < 0.5  # the noise did enter
+
+
+@pytest.mark.parametrize("name", ["ddpm", "flow_sde", solvers.flow_sde(3.0)])
+@pytest.mark.parametrize("grid, shift", [("quadratic", 1.0), ("uniform", 3.0)])
+def test_the_noise_that_is_left_is_that_of_the_time(name, grid, shift):
+  """Of a single data point, before the last step: the noise over the time is 1."""
+  times_J = np.asarray(times.shift(shift, sampler.GRIDS[grid](20)))[:-1]
+  noise = np.asarray(jax.random.normal(jax.random.key(0), (20000,)))
+  fresh = jax.random.normal(jax.random.key(1), (19, 20000))
+  got = solve(name, point_x0, noise, times_J, fresh)
+  mean = 0.3 * (1.0 - times_J[-1])
+  left = (np.asarray(got) - mean) / times_J[-1]
+  # 20,000 samples give a deviation to 0.5 % (standard error) and a mean to 0.007
+  assert np.std(left) == pytest.approx(1.0, rel=0.02) and abs(np.mean(left)) < 0.03
 
 
 def test_zero_noise_makes_both_stochastic_solvers_euler():

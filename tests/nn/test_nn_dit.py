@@ -324,6 +324,7 @@ def test_a_fresh_network_predicts_zero_and_learns():
     (dict(rotary_scale=()), r"rotary_scale is \(\); it must be three numbers above 0"),
     (dict(rotary_scale=(2.0,)), r"rotary_scale is \(2.0,\); it must be three"),
     (dict(rotary_scale=(1.0, float("nan"), 1.0)), "rotary_scale is .*; it must be three"),
+    (dict(rotary_scale=(1.0, 2.0, 2.0)), r"rotary_scale=\(1.0, 2.0, 2.0\) does nothing with"),
     (dict(head_width=-1), "head_width is -1; it must be at least 0"),
     (dict(fraction_octaves=-1), "fraction_octaves is -1; it must be at least 0"),
     (dict(time_shift=16.0, time_features=32), "time_shift is 16.0; .* below half of time_features"),

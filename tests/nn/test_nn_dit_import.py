@@ -1,5 +1,6 @@
 """Copied random weights of diffusers' transformers give their outputs."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -110,6 +111,39 @@ def test_blocks_with_other_embedders_are_refused():
   weights[name] = weights[name] + 1
   with pytest.raises(ValueError, match="block 1 embeds time or class unlike block 0"):
     dit_import.from_dit(dit_import.dit_config(theirs), weights)
+
+
+@pytest.mark.parametrize("name", ["dit", "wan"])
+def test_weights_without_a_place_are_refused(name):
+  theirs, weights, _, _ = split(saved(name))
+  config = getattr(dit_import, f"{name}_config")(theirs)
+  read = getattr(dit_import, f"from_{name}")
+  extra = {"vace_blocks.0.proj_out.bias": np.zeros(3), "vace_blocks.0.proj_out.weight": np.eye(3)}
+  with pytest.raises(ValueError, match="2 weights have no place .* vace_blocks.0.proj_out.bias"):
+    read(config, {**weights, **extra})
+  with pytest.raises(ValueError, match=r"weights have no place .* \w*blocks.1.attn1"):
+    read(dataclasses.replace(config, depth=1), weights)
+
+
+def test_the_norms_of_diffusers_are_taken_as_they_were_trained():
+  theirs, _, _, _ = split(saved("dit"))
+  del theirs["norm_eps"]  # as in the published config, where diffusers reads 1e-5
+  for given in ({}, {"norm_eps": 1e-5}, {"norm_eps": 1e-6}):
+    assert dit_import.dit_config(theirs | given).norm_eps == 1e-6
+  with pytest.raises(ValueError, match="norm_eps=0.001; only 1e-6 and 1e-5 are taken"):
+    dit_import.dit_config({**theirs, "norm_eps": 1e-3})
+
+
+@pytest.mark.oracle
+def test_diffusers_norm_eps_sets_the_norms_before_the_mlps_alone():
+  pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  network = diffusers.DiTTransformer2DModel(
+    num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8, num_embeds_ada_norm=8
+  )
+  eps = {name: layer.eps for name, layer in network.named_modules() if hasattr(layer, "eps")}
+  assert network.config.norm_eps == 1e-5 and len(eps) == 5
+  assert {name: 1e-5 if name.endswith("norm3") else 1e-6 for name in eps} == eps
 
 
 def test_options_we_do_not_have_are_refused():

@@ -75,6 +75,22 @@ def test_weights_that_do_not_fit_are_named():
   weights = {k.removeprefix("weights/"): v for k, v in case.items() if k.startswith("weights/")}
   with pytest.raises(ValueError, match="no place in our network, such as extra"):
     vae_import.wan_variables(theirs, {**weights, "extra": np.zeros(1)})
+  for name, cut, message in (
+    ("decoder.conv_in.bias", np.s_[:-1], r"has shape \(3,\); the config asks for \(4,\)"),
+    ("quant_conv.weight", np.s_[:, :, :, 0], r"\(8, 8, 1, 1\); the config asks for .8, 8, 1, 1, 1"),
+    ("encoder.norm_out.gamma", np.s_[:2], r"\(2, 1, 1, 1\); the config asks for \(4, 1, 1, 1\)"),
+    ("encoder.down_blocks.3.time_conv.weight", np.s_[..., [0, 0]], r"asks for \(4, 4, 3, 1, 1\)"),
+    ("encoder.conv_in.weight", np.s_[0], r"asks for \(4, 3, 3, 3, 3\)"),
+  ):
+    with pytest.raises(ValueError, match=f"weight {name} .*{message}"):
+      vae_import.wan_variables(theirs, {**weights, name: weights[name][cut]})
+  short = "decoder.up_blocks.1.resnets.0.conv_shortcut"
+  fewer = {name: value for name, value in weights.items() if not name.startswith(short)}
+  with pytest.raises(ValueError, match="our decoder/level2_block0/shortcut/bias are missing"):
+    vae_import.wan_variables(theirs, fewer)
+  more = {f"{short[:-15]}1.conv_shortcut.{part}": np.zeros(1) for part in ("weight", "bias")}
+  with pytest.raises(ValueError, match="2 weights have no place .*resnets.1.conv_shortcut.bias"):
+    vae_import.wan_variables(theirs, {**weights, **more})
   weights.pop("decoder.conv_in.bias")
   with pytest.raises(ValueError, match="decoder.conv_in.bias is missing"):
     vae_import.wan_variables(theirs, weights)
@@ -105,3 +121,24 @@ def test_an_inflated_image_network_treats_every_frame_as_an_image():
   np.testing.assert_allclose(decoded, frames[np.array([0, 1, 1, 1, 1, 2, 2, 2, 2])], atol=1e-5)
   with pytest.raises(ValueError, match="does not fit"):
     vae_import.inflate(jax.tree.map(lambda x: x[..., :1], image), fresh)
+
+
+def test_networks_that_differ_in_more_than_steps_in_time_are_not_inflated():
+  video = VAEConfig(width=4, mult=(1, 1), latent=4, time_down=(True,), space_down=(True,))
+  still = dataclasses.replace(video, time_down=(False,), taps=1)
+
+  def zeros(**options):
+    config = dataclasses.replace(still, **options)
+    shapes = jax.eval_shape(lambda key: vae.init(config, key), jax.random.key(0))["params"]
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+  like = zeros(time_down=(True,), taps=3)
+  vae_import.inflate(zeros(), like)
+  with pytest.raises(ValueError, match="image network lacks decoder/level0_block1/.* and 21 more;"):
+    vae_import.inflate(zeros(res_blocks=0), like)
+  with pytest.raises(ValueError, match="^the video network has no place for .*/mid_attention/.*;"):
+    vae_import.inflate(zeros(mid_attention="frame"), like)
+  less = zeros()
+  del less["encoder"]["conv_in"]["bias"]
+  with pytest.raises(ValueError, match="^the image network lacks encoder/conv_in/bias; let their"):
+    vae_import.inflate(less, like)

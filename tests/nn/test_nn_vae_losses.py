@@ -102,6 +102,53 @@ def test_ssim_of_a_scaled_clip_follows_its_formula(size):
   np.testing.assert_allclose(contrast, (2 * 0.5 + c) / (1 + 0.25 + c), rtol=2e-3)
 
 
+def written_out_ms_ssim(video, recon):
+  """Wang et al. 2003, Eq. 7, one window at a time, of three scales; float64."""
+  taps = np.exp(-0.5 * (np.arange(-3, 4) / 1.5) ** 2)
+  window = np.outer(taps, taps) / taps.sum() ** 2
+  exponents = np.array([0.0448, 0.2856, 0.3001]) / (0.0448 + 0.2856 + 0.3001)
+
+  def factors(x, y):
+    """Means over all windows of luminance times contrast, and of contrast."""
+    x, y = (np.lib.stride_tricks.sliding_window_view(p, (7, 7)) for p in (x, y))
+    mean_x, mean_y = (x * window).sum((2, 3)), (y * window).sum((2, 3))
+    off_x, off_y = x - mean_x[..., None, None], y - mean_y[..., None, None]
+    var = ((off_x**2 + off_y**2) * window).sum((2, 3))
+    contrast = (2 * (off_x * off_y * window).sum((2, 3)) + 0.06**2) / (var + 0.06**2)
+    luminance = (2 * mean_x * mean_y + 0.02**2) / (mean_x**2 + mean_y**2 + 0.02**2)
+    return (luminance * contrast).mean(), contrast.mean()
+
+  def of_picture(x, y):
+    value = 1.0
+    for scale in range(3):
+      value *= factors(x, y)[0 if scale == 2 else 1] ** exponents[scale]
+      x, y = (p.reshape(len(p) // 2, 2, -1, 2).mean((1, 3)) for p in (x, y))
+    return value
+
+  pictures = (np.moveaxis(np.float64(p), -1, 2).reshape(-1, *p.shape[2:4]) for p in (video, recon))
+  return np.mean([of_picture(x, y) for x, y in zip(*pictures)])
+
+
+def test_multi_scale_ssim_is_that_of_its_formula():
+  video = jax.random.uniform(jax.random.key(0), (2, 2, 32, 40, 2), minval=-1)
+  coarse = jnp.repeat(jnp.repeat(video[:, :, :8, :10], 4, axis=2), 4, axis=3)
+  video = 0.3 + 0.5 * coarse + 0.2 * video  # something to see at every scale, and a brightness
+  noise = jax.random.normal(jax.random.key(1), video.shape)
+  recon = 0.5 * video + 0.25 * noise
+  want = written_out_ms_ssim(np.asarray(video), np.asarray(recon))
+  assert 0.3 < want < 0.9
+  np.testing.assert_allclose(vae_losses.ms_ssim(video, recon), want, rtol=1e-4)
+  fine = vae_losses.ms_ssim(video, recon, scales=1)
+  assert abs(fine - want) > 0.02, "one scale is not all"
+
+
+def test_means_of_ssim_are_full_float32_on_accelerators():
+  """Variances are differences of them: with bfloat16 products contrasts reach -5889."""
+  text = jax.jit(vae_losses.ms_ssim).lower(*pair((1, 1, 32, 32, 1))).as_text()
+  products = [line for line in text.splitlines() if "dot_general" in line]
+  assert products and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 @pytest.mark.oracle
 def test_one_scale_of_ssim_is_skimages(monkeypatch):
   metrics = pytest.importorskip("skimage.metrics")

@@ -78,6 +78,17 @@ def test_sums_leave_padding_out_even_if_it_is_nan():
   assert np.isfinite(gradient).all()
 
 
+def test_sums_of_vectors_are_full_float32_on_accelerators():
+  values = jnp.where(SEGMENT == 0, jnp.nan, 1.0)[..., None] * jnp.array([1.0, 3.0])[None, None]
+  sums = jax.jit(packing.vector_sums, static_argnums=2)
+  for x in range(2):
+    want = packing.segment_sums(values[..., x], SEGMENT, 4)
+    assert sums(values, SEGMENT, 4)[..., x].tolist() == want.tolist()
+  text = sums.lower(values, SEGMENT, 4).as_text()
+  (product,) = [line for line in text.splitlines() if "dot_general" in line]
+  assert "precision = [HIGHEST, HIGHEST]" in product
+
+
 def test_padding_shares_no_segment_with_anything():
   shared = np.asarray(packing.shared_segment(SEGMENT, SEGMENT))
   segment = np.asarray(SEGMENT)

@@ -1,6 +1,7 @@
 """Makes videos and images from text, images and videos with a trained model.
 
-  python -m sora_jax.generate [text | image] --prompt="a red circle moves right" --out=red.mp4
+  python -m sora_jax.generate [text | image] --out=red.mp4 \\
+    --prompt="a red circle moves right over a black background"
   python -m sora_jax.generate animate --image=A [--at=FRAME]
   python -m sora_jax.generate extend --video=A --forward=N --backward=M
   python -m sora_jax.generate loop [--video=A] --frames=N
@@ -11,12 +12,15 @@
   python -m sora_jax.generate interpolate --video=A --factor=K
   python -m sora_jax.generate long --frames=N (--prompt=... | --script=FILE)
 
-All take --prompt, --size, --frames, --fps, --seed, --steps, --guidance, --image_guidance, --out.
+The shipped model, tiny, knows the words and sentences of docs/world.md alone.
+
+All take --prompt, --size, --frames, --fps, --seed, --steps, --guidance, --out; those that are told
+known frames (all but text, image and edit) take --image_guidance and --context_noise, too.
 From text, several --prompt, --size, --frames or --seed make several videos, sampled packed
 together; --draft makes a small one fast, and --from=draft.mp4 makes it again at full size, with the
 same model. The other verbs take several --seed. What they are given comes back bit by bit (in a
 .mkv; .mp4 is lossy). Where the result is as long as the clip makes it (extend, edit, inpaint,
-outpaint, interpolate), --frames=N takes the first N frames of that clip.
+outpaint, interpolate), --frames=N takes the first N frames of that clip; with --from, of the draft.
 
 long makes one video of any length, in windows that know each other's frames; a script has a line
 `SECONDS: PROMPT` for each prompt. Its file can be played while it grows; interrupted, the same
@@ -38,7 +42,10 @@ from sora_jax.prompting import long as long_lib
 from sora_jax.prompting.given import parse_interval, parse_size
 
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to make. Repeat for several videos.")
-SIZE = flags.DEFINE_multi_string("size", None, "WIDTHxHEIGHT in pixels; 96x64 by default.")
+SIZE = flags.DEFINE_multi_string(
+  "size", None, "WIDTHxHEIGHT in pixels; by default 96x64 from text, else that of what is given, "
+  "smaller if it is too large; of a draft, in full."
+)  # fmt: skip
 FRAMES = flags.DEFINE_multi_integer(
   "frames", None, "Of the result, or of a clip to take; see above."
 )
@@ -78,10 +85,13 @@ WINDOW = flags.DEFINE_integer("window", long_lib.WINDOW, "long: frames of a wind
 LEAST_FPS = flags.DEFINE_float(
   "least_fps", long_lib.LEAST_FPS, "long: least frame rate of key frames, as trained; 0 = any."
 )
-IMAGE_GUIDANCE = flags.DEFINE_float("image_guidance", 1.0, "Strength of known frames, 1 = off.")
-CONTEXT_NOISE = flags.DEFINE_float(
-  "context_noise", 0.0, "Time to which what is known is noised, as in training; 0 = off."
+IMAGE_GUIDANCE = flags.DEFINE_float(
+  "image_guidance", 1.0, "Strength of known frames, 1 = off; not for text, image and edit."
 )
+CONTEXT_NOISE = flags.DEFINE_float(
+  "context_noise", 0.0, "Time to which what is known is noised, as in training, 0 = off; not for "
+  "text, image and edit."
+)  # fmt: skip
 
 MEDIA = {
   "animate": ("image",), "extend": ("video",), "loop": ("video",), "connect": ("start", "end"),
@@ -95,6 +105,10 @@ def main(argv: list[str]) -> None:
   """Runs the command; an error is one line that names the flag, its value and the remedy."""
   try:
     run(argv[1:])
+  except KeyboardInterrupt:
+    left = unfinished.left(OUT.value) if argv[1:] == ["long"] and OUT.value else None
+    print(f"generate: interrupted; {left or 'run again, it begins anew'}", file=sys.stderr)
+    sys.exit(130)  # what shells take for an end by Ctrl-C
   except (ValueError, OSError) as error:
     sys.exit(f"generate: {error}")
   except (MemoryError, RuntimeError) as error:  # of the host, of the device
@@ -230,7 +244,9 @@ def read_given(verb: str) -> dict:
     length = sum(len(found.video_THWC) for found in files.values())
     given["frames"] = FRAMES.value[0] if FRAMES.value else DEFAULT_FRAMES[verb](length)
   frames = frames_made(verb, given)
-  given_lib.check_out(OUT.value, verb, frames, given["fps"] and faster(verb, given["fps"]))
+  rate = given["fps"] and faster(verb, given["fps"])
+  sizes = [given["size"]] if given.get("size") else ()
+  given_lib.check_out(OUT.value, verb, frames, rate, sizes)
   if SCRIPT.value:
     given["fps"] = given["fps"] or given_lib.model_fps(MODEL.value)
     rate = faster(verb, given["fps"])
@@ -253,7 +269,7 @@ def faster(verb: str, fps: float | int) -> float | int:
   return fps * FACTOR.value if verb == "interpolate" else fps
 
 
-_KNOWN = ("script", "context_noise")
+_KNOWN = ("script", "image_guidance", "context_noise")
 TAKES = {
   "text": ("draft", "from", "strength"), "image": ("draft", "from", "strength"),
   "animate": ("at", *_KNOWN), "extend": ("forward", "backward", "stages", *_KNOWN), "loop": _KNOWN,
@@ -364,7 +380,10 @@ def read_flags(verb: str) -> dict:
   video, notes = given_lib.opened("from", FROM.value, read) if FROM.value else (None, {})
   texts = PROMPT.value or notes.get("prompt")
   if not texts:
-    raise ValueError('--prompt is missing; say what to make, for example --prompt="a red circle"')
+    raise ValueError(
+      "--prompt is missing; say what to make, for example "
+      '--prompt="a red circle moves right over a black background"'
+    )
   noted = notes.get("size", ["96x64"])
   given = {
     "prompt": list(texts),
@@ -374,8 +393,9 @@ def read_flags(verb: str) -> dict:
   }
   if video is not None:
     drafts.check_sizes(video, given["size"], parse_size(noted[0]))
+    drafts.check_frames(video, given["frames"], FROM.value)
   fps = notes.get("fps") if FPS.value is None else FPS.value
-  given_lib.check_out(OUT.value, verb, max(given["frames"]), fps)
+  given_lib.check_out(OUT.value, verb, max(given["frames"]), fps, given["size"])
   return given_lib.spread(given) | {"fps": fps, "draft_video": video}
 
 

@@ -137,9 +137,10 @@ class Model(verbs.Verbs):
   ) -> np.ndarray | list[np.ndarray]:
     """Makes videos (or pictures: one frame) of any size from text.
 
-    A list for any of the first eight arguments gives a list of videos, sampled packed together;
-    single values serve all of them. What is made depends on the prompt, size, frames, fps, seed,
-    sample and how it is sampled (guidance, steps, ...), never on what is made beside it.
+    A list for any of prompt, size, frames, seed, sample, fps, guidance and from_draft gives a list
+    of videos, sampled packed together; single values serve all of them. What is made depends on
+    the prompt, size, frames, fps, seed, sample and how it is sampled (guidance, steps, ...), never
+    on what is made beside it.
 
     Args:
       prompt: text.  size: (width, height) in pixels.  frames: 17 by default, or the draft's.
@@ -150,8 +151,8 @@ class Model(verbs.Verbs):
       guidance_interval: (low, high) in [0, 1], times at which guidance acts; the model's by
         default, (0, 1) = all; see `prompting.sampling.Method`.
       draft: makes it at half the width and height in half the steps.
-      from_draft: uint8 [T, H, W, 3]; the same content is made at `size` by the same model: the
-        draft is enlarged, noised to time `strength` in (0, 1] and denoised (SDEdit).
+      from_draft: uint8 [T, H, W, 3]; its first `frames` are made again at `size` by the same
+        model: the draft is enlarged, noised to time `strength` in (0, 1] and denoised (SDEdit).
       positions: of what is larger or longer than in training: "none" leaves them, "interpolate" or
         "ntk", or two names, for time and for space; see `prompting.sampling.Method`.
       progress: called with a line of text now and then.
@@ -216,6 +217,7 @@ class Model(verbs.Verbs):
     several = not (isinstance(lines, Timeline) and np.ndim(seed) == 0)
     lines = [lines] if isinstance(lines, Timeline) else list(lines)
     seeds = list(seed) if np.ndim(seed) else [seed] * len(lines)
+    seeds = [orders.whole("seed", value, 0) for value in seeds]
     to_differ = len(lines) == 1 < len(seeds)
     if len(lines) == 1:
       lines = lines * len(seeds)
@@ -236,7 +238,7 @@ class Model(verbs.Verbs):
       raise ValueError(f"context_noise is {context_noise}; it must lie in [0, 1), 0 = off")
     strengths = guidance, float(image_guidance), float(context_noise)
     requests = [
-      self._prompted(line, int(seed), sample, *strengths, one_by_one=m.stages > 1)
+      self._prompted(line, seed, sample, *strengths, one_by_one=m.stages > 1)
       for line, seed, m in zip(lines, seeds, methods)
     ]
     methods = [lowered(m, request) for m, request in zip(methods, requests)]
@@ -282,7 +284,8 @@ class Model(verbs.Verbs):
       )
     t, h, w, _ = latent_thwZ.shape
     T, H, W = 1 + (t - 1) * self._f_t, h * self._f_s, w * self._f_s
-    frames, (width, height) = frames or T, size or (W, H)
+    frames = T if frames is None else orders.whole("frames", frames, 1)
+    width, height = (W, H) if size is None else orders.whole_size(size)
     if frames > T or width > W or height > H:
       raise ValueError(
         f"asked for {frames} frames of {width}x{height}; these latents hold {T} of {W}x{H}"
@@ -369,13 +372,11 @@ class Model(verbs.Verbs):
     start = None
     if order.from_draft is not None:
       video = transforms.resize(order.from_draft[: order.frames], order.size)
-      more = order.frames - len(video)
-      video = np.concatenate([video, np.repeat(video[-1:], more, axis=0)])
       start = self._encode_padded(video, p.t, math.lcm(cell_h, cell_w))
       start = start[:, : grid.h * p.h, : grid.w * p.w]
     return Request(
       order.prompt, tuple(self.tokenizer.tokenize(order.prompt)), grid,
-      0.0 if order.frames == 1 else float(order.fps), int(order.seed), int(order.sample),
+      0.0 if order.frames == 1 else float(order.fps), order.seed, order.sample,
       float(order.guidance), start, 1.0 if start is None else strength,
     )  # fmt: skip
 

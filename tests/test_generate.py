@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import sora_jax
 from sora_jax import generate
 from sora_jax import model as model_lib
 from sora_jax.data import clips, writing
-from sora_jax.prompting import drafts, timeline
+from sora_jax.data.world.grammar import parse
+from sora_jax.prompting import drafts, timeline, unfinished
 from sora_jax.weights import folder
 
 spec = importlib.util.spec_from_file_location(
@@ -129,7 +131,6 @@ def media(tmp_path_factory):
     ("connect", {"start": "a", "end": "b", "frames": [9], "strength": 0.5}, 9, {6: ("b", 0)}),
     ("interpolate", {"video": "b", "factor": 3}, 7, {0: ("b", 0), 3: ("b", 1), 6: ("b", 2)}),
     ("edit", {"video": "a", "strength": 0.5}, 5, {}),
-    ("edit", {"video": "a", "image_guidance": 2.0}, 5, {}),
     ("edit", {"video": "a", "frames": [3]}, 3, {}),
     ("edit", {"video": "a", "frames": [1]}, 1, {}),
     ("connect", {"start": "a", "end": "fast", "frames": [9], "fps": 12.0}, 9, {8: ("fast", 2)}),
@@ -137,7 +138,7 @@ def media(tmp_path_factory):
     ("extend", {"video": "a", "forward": 2, "frames": [3]}, 5, {0: ("a", 0), 2: ("a", 2)}),
     ("inpaint", {"video": "a", "mask": "mask"}, 5, {}),
     ("inpaint", {"video": "a", "mask": "mask", "frames": [4]}, 4, {}),
-    ("outpaint", {"video": "a", "size": ["20x8"]}, 5, {}),
+    ("outpaint", {"video": "a", "size": ["20x8"], "image_guidance": 2.0}, 5, {}),
   ],
 )
 def test_verbs_write_what_was_given_bit_by_bit(run, media, tmp_path, verb, values, frames, known):
@@ -269,13 +270,15 @@ def test_an_interrupted_long_video_goes_on_by_the_same_command(run, small, tmp_p
   monkeypatch.setattr(model_lib.Model, "make", cut)
   with pytest.raises(KeyboardInterrupt):
     run("long", **LONG, out=str(out))
+  plays = f"{out} can be played as far as it goes, {out}.partial keeps what is made; the same"
+  assert unfinished.left(out).startswith(plays)
   before = clips.decode(out).video_THWC
   np.testing.assert_array_equal(before, want.video_THWC[: len(before)])
   with pytest.raises(ValueError, match="--seed was 0, is 1.*delete the folder"):
     run("long", **{**LONG, "seed": [1]}, out=str(out))
   run("long", **LONG, out=str(out))
   np.testing.assert_array_equal(clips.decode(out).video_THWC, want.video_THWC)
-  assert [path.name for path in out.parent.iterdir()] == ["x.mkv"]
+  assert [path.name for path in out.parent.iterdir()] == ["x.mkv"] and not unfinished.left(out)
 
 
 def test_a_script_is_filmed_into_an_mp4(run, small, tmp_path, monkeypatch):
@@ -366,6 +369,7 @@ NOWHERE = "/proc/nowhere/x.mkv"
     ("edit", {"video": "a", "out": "x.png"}, "--out=x.png: edit makes 5 frames .*a .png holds one"),
     ("extend", {"video": "picture", "forward": 2, "out": "x.png"}, "extend makes 3 frames"),
     ("interpolate", {"video": "b", "factor": 3, "out": "x.png"}, "interpolate makes 7 frames"),
+    ("outpaint", {"video": "a", "size": ["17000x32"]}, "17000x32, and such a file takes at most"),
     ("animate", {"image": "picture", "out": "x.png"}, "animate makes 17 frames"),
     ("connect", {"start": "a", "end": "fast"}, "--start=.*a.mkv has 12, --end=.*fast.mkv has 24 fra"
      "mes per second; .*--fps"),
@@ -376,7 +380,10 @@ NOWHERE = "/proc/nowhere/x.mkv"
     ("text", {"out": "x.gif", "fps": 0.02}, "--fps=0.02: 17 frames last 850 s, and a .gif"),
     ("loop", {"frames": [5]}, "--frames=5; a loop made from text has at least 6"),
     ("text", {"from": "a", "size": ["16x24"]}, "--size=16x24 is another .* 12x8, .* 24x16"),
+    ("text", {"from": "a", "frames": [5, 6]}, "--frames=6; of --from it says .*a.mkv has 5"),
     ("text", {"strength": 0.5}, "--strength=0.5 does nothing without --from"),
+    ("text", {"image_guidance": 2.0}, "--image_guidance=2.0 is not for text; .* to animate, ex"),
+    ("edit", {"video": "a", "image_guidance": 2.0}, "--image_guidance=2.0 is not for edit"),
     ("animate", {"image": "picture", "script": "late"}, "--script=.*late: a prompt at 20 s, but the"
      " video ends at 2.125 s; ask for more than 160 frames, or leave"),
     ("interpolate", {"video": "b", "script": "late"}, "the video ends at 0.208"),
@@ -403,6 +410,7 @@ def test_mistakes_are_named_before_the_model_is_loaded(
     ({"prompt": None}, "--prompt is missing"),
     ({"size": ["96by64"]}, "--size=96by64; write WIDTHxHEIGHT"),
     ({"size": ["0x64"]}, "--size=0x64"),
+    ({"size": ["32x17000"]}, "32x17000, and such a file takes at most 16384 pixels a side"),
     ({"frames": [0]}, "--frames=0; it must be at least 1"),
     ({"seed": [-1]}, "--seed=-1"),
     ({"fps": 0.0}, "--fps=0.0; it must be at least 0.001"),
@@ -455,6 +463,42 @@ def test_errors_leave_the_command_in_one_line(monkeypatch, error, line):
   monkeypatch.setattr(generate, "run", fail)
   with flagsaver.flagsaver(size=["8x6"], frames=[99999]), pytest.raises(SystemExit, match=line):
     generate.main(["generate"])
+
+
+@pytest.mark.parametrize("words", [[], ["long"]])
+def test_an_interruption_is_one_line_that_tells_what_is_there(monkeypatch, capsys, tmp_path, words):
+  def fail(_):
+    raise KeyboardInterrupt
+
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["test"])
+  monkeypatch.setattr(generate, "run", fail)
+  out = tmp_path / "x.mp4"
+  for name in (None, str(out)):
+    with flagsaver.flagsaver(out=name), pytest.raises(SystemExit) as ended:
+      generate.main(["generate", *words])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "generate: interrupted; run again, it begins anew\n"
+  folder = unfinished.Unfinished(out, {})
+  folder[1, 0] = np.zeros((1, 2, 2, 3), np.uint8)  # key frames alone: nothing can be played yet
+  with flagsaver.flagsaver(out=str(out)), pytest.raises(SystemExit):
+    generate.main(["generate", *words])
+  said = f"{folder.folder} keeps what is made; the same command goes on with it"
+  end = said if words else "run again, it begins anew"
+  assert capsys.readouterr().err == f"generate: interrupted; {end}\n"
+
+
+def test_prompts_that_are_shown_are_ones_that_the_shipped_model_reads(run, tmp_path):
+  script = tmp_path / "script"
+  script.write_text("nothing\n")
+  shown = [generate.__doc__]
+  for verb, values in (("text", {}), ("long", {"frames": [30], "script": str(script)})):
+    with pytest.raises(ValueError) as error:
+      run(verb, **values, fps=8.0, out=str(tmp_path / "x.mp4"))
+    shown.append(str(error.value))
+  for text in shown:
+    (prompt,) = re.findall(r'"(?:4.5: )?(a [^"]*)"', text)
+    assert parse(prompt)["background"] == "black"
 
 
 def test_other_faults_and_unknown_verbs(monkeypatch):

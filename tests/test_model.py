@@ -177,8 +177,8 @@ def test_draft_is_half_the_size_and_a_start_is_followed(model):
   assert np.abs(near.astype(int) - want[:3]).mean() < 8
   far = model.generate(PROMPT, (16, 8), from_draft=wide, strength=1.0)
   np.testing.assert_array_equal(far, model.generate(PROMPT, (16, 8), 3))
-  longer = model.generate(PROMPT, (15, 7), 6, from_draft=draft)
-  assert longer.shape == (6, 7, 15, 3)
+  shorter = model.generate(PROMPT, (15, 7), 2, from_draft=draft)
+  assert shorter.shape == (2, 7, 15, 3)
 
 
 def clip(frames, width=8, height=8, seed=0):
@@ -381,6 +381,9 @@ def test_several_seeds_lead_to_several_videos_of_one_timeline(model):
   assert len(videos) == 2 and (videos[0][:4] != videos[1][:4]).any()
   for video in videos:
     np.testing.assert_array_equal(video[4:], clip(5))
+  assert len(model.edit(clip(3), PROMPT, 0.0, seed=range(2))) == 2
+  with pytest.raises(ValueError, match="seed is -1; it must be a whole number, at least 0"):
+    model.edit(clip(3), PROMPT, seed=-1)
   with pytest.raises(ValueError, match="3 seeds for 2 timelines"):
     model.make([tasks.edit(clip(3), "", None, 8.0, 0.5)] * 2, seed=[1, 2, 3])
 
@@ -429,6 +432,7 @@ def test_progress_is_told(model):
   [
     ({"size": (0, 8)}, "width is 0"),
     ({"frames": 0}, "frames is 0"),
+    ({"frames": 2, "from_draft": np.zeros((1, 4, 4, 3), np.uint8)}, "2, but the draft has 1; ask"),
     ({"fps": 0.0}, "fps is 0.0"),
     ({"seed": -1}, "seed is -1"),
     ({"guidance": float("nan")}, "guidance is nan"),
@@ -453,6 +457,11 @@ def test_wrong_pixels_and_latents_are_named(model):
     model.decode(np.zeros((1, 4, 4, 5)))
   with pytest.raises(ValueError, match="asked for 2 frames of 8x8; these latents hold 1 of 8x8"):
     model.decode(np.zeros((1, 4, 4, 4)), frames=2)
+  for frames in (0, -2):
+    with pytest.raises(ValueError, match=f"frames is {frames}; it must be a whole number, at le"):
+      model.decode(np.zeros((2, 4, 4, 4)), frames)
+  with pytest.raises(ValueError, match="height is 0"):
+    model.decode(np.zeros((1, 4, 4, 4)), size=(8, 0))
 
 
 def test_load_takes_work_directories_and_explains_what_it_cannot(model_folder, tmp_path):

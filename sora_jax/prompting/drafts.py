@@ -55,6 +55,15 @@ def check_sizes(video_THWC: UInt8[ndarray, "T H W 3"], sizes: Sequence[Size], no
       )
 
 
+def check_frames(video_THWC: UInt8[ndarray, "T H W 3"], frames: Sequence[int], name: str) -> None:
+  """Raises a ValueError for more frames than a draft, the file `name`, has."""
+  if max(frames) > len(video_THWC):
+    raise ValueError(
+      f"--frames={max(frames)}; of --from it says how many to make of the draft, and {name} has "
+      f"{len(video_THWC)}"
+    )
+
+
 def remember(paths: Sequence[pathlib.Path], arguments: Mapping[str, Any], fps: float) -> None:
   """Notes beside each draft what it is a draft of.
 

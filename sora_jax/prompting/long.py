@@ -258,7 +258,7 @@ def read_script(path: str | os.PathLike) -> Script:
     if not math.isfinite(seconds):
       raise ValueError(
         f"{path}:{number}: {line.strip()!r}; expected SECONDS: and a prompt, for example "
-        '"4.5: a red circle moves right"'
+        '"4.5: a red circle moves right over a black background"'
       )
     if not parts and seconds != 0:
       raise ValueError(f"{path}:{number}: begins at {seconds:g} s; the first prompt must be at 0")

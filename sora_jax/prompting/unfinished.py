@@ -37,7 +37,7 @@ class Unfinished:
 
   def __init__(self, out: str | os.PathLike, arguments: Mapping[str, Any]):
     self.out = pathlib.Path(out)
-    self.folder = self.out.with_name(f"{self.out.name}.partial")
+    self.folder = _folder(self.out)
     self._named, self._arguments = self.folder / "named", self.folder / "arguments.json"
     self.growing = self.folder / f"growing{self.out.suffix}"
     self._made_from = json.loads(json.dumps(arguments))
@@ -128,6 +128,17 @@ class Unfinished:
       )
 
 
+def left(out: str | os.PathLike) -> str | None:
+  """What an interrupted run leaves of a video, and how to go on, in a line; None if nothing."""
+  out = pathlib.Path(out)
+  folder = _folder(out)
+  if not (folder / "arguments.json").is_file():
+    return None
+  growing = [out] if (folder / "named").is_file() else list(folder.glob("growing.*"))
+  plays = f"{growing[0]} can be played as far as it goes, " if growing else ""
+  return f"{plays}{folder} keeps what is made; the same command goes on with it"
+
+
 def fingerprint(paths: Iterable[str | os.PathLike]) -> str:
   """Tells files of weights apart: of each its name, size, and first and last MiB."""
   digest = hashlib.sha256()
@@ -139,6 +150,10 @@ def fingerprint(paths: Iterable[str | os.PathLike]) -> str:
       file.seek(max(0, size - (1 << 20)))
       digest.update(file.read())
   return digest.hexdigest()[:16]
+
+
+def _folder(out: pathlib.Path) -> pathlib.Path:
+  return out.with_name(f"{out.name}.partial")
 
 
 def _differs(name: str, before: Any, now: Any) -> str:

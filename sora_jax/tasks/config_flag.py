@@ -45,15 +45,15 @@ class _Parser(config_flags.config_flags.ConfigFileFlagParser):
   """Loads a config; whatever goes wrong is a ValueError, which the flag's name is put before."""
 
   def parse(self, path: str) -> ConfigDict:
-    file = path.split(":", 1)[0]
-    if not Path(file).is_file():
+    file = Path(path.split(":", 1)[0])
+    if not file.is_file():
       raise ValueError("there is no such file; name one of configs/, like configs/tiny.py")
     try:
       config = super().parse(path)
     except Exception as error:  # a config is code, and may raise anything
       of_theirs = isinstance(error, TypeError | ValueError) and error.__context__ is not None
       cause = error.__context__ if of_theirs else error  # they put a traceback into the message
-      raise ValueError(_place(cause, Path(file)) + _line(cause)) from error
+      raise ValueError(_place(cause, file) + _line(cause) + _root(cause, file)) from error
     if not isinstance(config, ConfigDict):
       raise ValueError(
         "it cannot be read, or reads what cannot be, or its get_config() returns no ConfigDict"
@@ -83,6 +83,18 @@ def _place(error: BaseException, file: Path) -> str:
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
   return type(error).__name__ + (f" in line {lines[-1]}: " if lines else ": ")
+
+
+def _root(error: BaseException, file: Path) -> str:
+  """The remedy if a config imports what lies in a folder above it, which Python has not looked in
+  because the program was started elsewhere; otherwise nothing."""
+  if not isinstance(error, ImportError) or not error.name:
+    return ""
+  name = error.name.split(".")[0]
+  for folder in file.resolve().parents:
+    if (folder / name).is_dir() or (folder / f"{name}.py").is_file():
+      return "" if folder == Path.cwd() else f"; run the command from {folder}, where {name} is"
+  return ""
 
 
 def _line(error: BaseException) -> str:

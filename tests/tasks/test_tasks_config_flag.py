@@ -65,6 +65,22 @@ def test_mistakes_are_one_line(parsed, words, says):
   assert found.value.code.startswith("prog: ") and "\n" not in found.value.code
 
 
+@pytest.mark.parametrize("line", ["from parts import base", "from parts import gone"])
+def test_a_config_from_another_folder_says_where_to_run(parsed, tmp_path, monkeypatch, line):
+  (tmp_path / "parts").mkdir()
+  (tmp_path / "parts" / "whole.py").write_text(f"{line}\n{CONFIG}")
+  elsewhere = tmp_path / "elsewhere"
+  elsewhere.mkdir()
+  monkeypatch.chdir(elsewhere)
+  remedy = f"in line 1: .*parts.*; run the command from {tmp_path}, where parts is$"
+  with pytest.raises(SystemExit, match=remedy) as found:
+    parsed(f"--config={tmp_path}/parts/whole.py")
+  assert "\n" not in found.value.code
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit, match="in line 1: .*parts'?$"):  # no remedy for what is not there
+    parsed("--config=parts/whole.py")
+
+
 @pytest.mark.parametrize(
   ("line", "says"),
   [

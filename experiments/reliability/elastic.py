@@ -9,6 +9,7 @@ the clips of a step differ.
 """
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -49,6 +50,16 @@ def losses(workdir: pathlib.Path) -> dict[int, tuple[float, float]]:
   return {line["step"]: (line["loss"], line["fill"]) for line in lines if "loss" in line}
 
 
+def compare(got: dict, want: dict) -> tuple[float, bool]:
+  """(largest relative difference of a loss, whether the steps and their clips are the same).
+
+  Both are what `losses` returns; infinity if no step is in both.
+  """
+  both = got.keys() & want.keys()
+  worst = max((abs(got[step][0] / want[step][0] - 1) for step in both), default=math.inf)
+  return worst, got.keys() == want.keys() and all(got[step][1] == want[step][1] for step in both)
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
@@ -72,9 +83,7 @@ def main(argv: list[str]) -> None:
     shutil.copytree(moved, workdir)
     kill.finish(start(devices, mesh, workdir), workdir)
     got = losses(workdir)
-    worst = max(abs(got[step][0] / want[step][0] - 1) for step in want)
-    fills = all(got[step][1] == want[step][1] for step in want)
-    same = got.keys() == want.keys() and fills
+    worst, same = compare(got, want)
     told.append({"devices": devices, "mesh": mesh, "from": at, "worst": worst, "clips": same})
     print(json.dumps(told[-1]), flush=True)
   good = all(one["worst"] <= NEAR and one["clips"] for one in told)

@@ -36,7 +36,7 @@ LAYER = ("mlp", "up")
 _NAME = flags.DEFINE_string("name", "tiny", "A file of configs/, with a size: vae:tiny.")
 _STEPS = flags.DEFINE_integer("steps", 600, "Steps after which a run is stopped.")
 _OF = flags.DEFINE_integer("of", 900, "Length of the schedule: about what a run takes.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Healthy runs.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Healthy runs, 2 and up.")
 _PLANT = flags.DEFINE_enum(
   "plant", None, ["lr", "frozen", "captions", "none"], "A fault to train with instead."
 )
@@ -125,6 +125,11 @@ def named(path: tuple, parts: tuple[str, ...]) -> bool:
 def main_(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  if _SEEDS.value < 2:
+    sys.exit(
+      f"reference: --seeds={_SEEDS.value}: expected 2 or more healthy runs, as one tells nothing of"
+      " how far they lie apart; 3 are the default"
+    )
   logging.set_verbosity(logging.INFO)
   sys.path.insert(0, str(ROOT))
   c = config()

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+from configs import tiny, vae
 from sora_jax.evaluation import health
 from sora_jax.tasks import checkup
+from sora_jax.train import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -88,12 +90,58 @@ def test_without_a_reference_the_run_is_looked_at_alone(run):
   ],
 )  # fmt: skip
 def test_what_a_run_alone_tells(losses, gain, still, sick, apart):
-  """A run of a few steps tells nothing by its loss: each is of another batch."""
+  """A run of a few steps tells nothing by its loss: each is of another batch. Four lines of the log
+  tell of each loss."""
   lines = [
-    {"step": apart * i, "loss": x, "still": still, "skipped": 0} for i, x in enumerate(losses)
+    {"step": apart * i + j * apart // 4, "loss": x, "still": still, "skipped": 0}
+    for i, x in enumerate(losses)
+    for j in range(4)
   ]
   lines += [] if gain is None else [{"step": apart * len(losses), "heldout/caption_gain": gain}]
   assert [one.name for one in health.examine_alone(lines) if not one.good] == sick
+
+
+@pytest.mark.parametrize(
+  "task, changes, taken",
+  [
+    ("text_to_video", {"optimizer.lr": 0.03, "vae.loss.l2": 4.0, "model.remat": "block"}, True),
+    ("text_to_video", {"model.depth": 12}, False),
+    ("text_to_video", {"diffusion.prediction": "v"}, False),
+    ("text_to_video", {"vae.weights": "runs/vae"}, False),
+    ("text_to_video", {"train.init_from": "runs/tiny"}, False),
+    ("text_to_video", {"task": "vae"}, False),
+    ("vae", {"model.depth": 12, "diffusion.prediction": "v", "vae.isometric": False}, True),
+    ("vae", {"vae.size": "nano"}, False),
+    ("vae", {"vae.loss.l1": 0.5, "vae.loss.l2": 8.0}, False),
+  ],
+)  # fmt: skip
+def test_no_reference_of_another_loss_is_taken(task, changes, taken):
+  path = checkup.REFERENCES / {"text_to_video": "tiny.json", "vae": "vae_tiny.json"}[task]
+  config = dict(health.read_reference(path).config)
+  assert checkup.nearest(config | changes) == (path if taken else None)
+
+
+def test_configs_with_references_find_them():
+  for config, name in ((tiny.get_config(), "tiny"), (vae.get_config("tiny"), "vae_tiny")):
+    path = checkup.nearest(checkpoint.flatten(json.loads(json.dumps(config.to_dict()))))
+    assert path is not None and path.stem == name
+  second = vae.get_config("tiny_second").to_dict()
+  assert checkup.nearest(checkpoint.flatten(json.loads(json.dumps(second)))) is None
+
+
+def test_a_key_that_a_config_lacks_counts_at_its_default(run, tmp_path, monkeypatch):
+  """Configs of before a key came stay near: a run's without it, and a reference's."""
+  there = health.read_reference(checkup.REFERENCES / "tiny.json")
+  monkeypatch.setattr(checkup, "REFERENCES", tmp_path)
+  new = {"diffusion.time_low": 0.0, "data.world.slowest": 1.0}
+  old = {name: value for name, value in there.config.items() if name not in new}
+  (tmp_path / "old.json").write_text(json.dumps(dataclasses.asdict(there) | {"config": old}))
+  assert checkup.nearest(old | new).name == "old.json"
+  assert checkup.nearest(old | {"diffusion.time_low": 0.2}) is None
+  (tmp_path / "old.json").write_text(
+    json.dumps(dataclasses.asdict(there) | {"config": old | {"data.world.slowest": 0.5}})
+  )
+  assert checkup.run(run)[1][0].text == "data.world.slowest is 1.0, there 0.5"
 
 
 def test_the_nearest_reference_is_taken(run, tmp_path, monkeypatch):

@@ -33,10 +33,10 @@ def config(**changes):
   return loop.LoopConfig(**({"steps": 4, "log_every": 1, "save_every": 2, "seed": 3} | changes))
 
 
-def harness():
-  """The kill harness of experiments/reliability."""
-  path = HERE.parents[1] / "experiments" / "reliability" / "kill.py"
-  spec = importlib.util.spec_from_file_location("kill", path)
+def harness(name="kill"):
+  """A harness of experiments/reliability."""
+  path = HERE.parents[1] / "experiments" / "reliability" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -48,6 +48,17 @@ def test_killed_at_any_moment_a_run_ends_as_if_it_had_not_been(tmp_path):
   for one in told:
     assert one["losses"] and one["arrays"] and one["steps"] == 20, one
   assert any(one["done"].startswith("killed") for one in told), told
+
+
+def test_a_run_that_lacks_steps_is_told_from_one_that_has_them(monkeypatch):
+  kill = harness()
+  monkeypatch.setitem(sys.modules, "kill", kill)
+  compare = harness("elastic").compare
+  want = {1: (2.0, 0.9), 2: (1.0, 0.8), 3: (0.5, 0.9)}
+  assert compare(want, want) == (0.0, True)
+  assert compare({1: (2.0, 0.9), 3: (0.55, 0.9)}, want) == (pytest.approx(0.1), False)
+  assert compare(want | {2: (1.0, 0.7)}, want) == (0.0, False)
+  assert compare({}, want) == (math.inf, False)
 
 
 def on_devices(workdir, mesh, *flags):

@@ -65,7 +65,7 @@ def data() -> ConfigDict:
   c.token_drop.hold = 0.7  # share of training at which it starts to fall, below `end`
   c.token_drop.end = 0.85  # share of training from which nothing is dropped
   c.prompts = prompts()
-  c.max_slots = 0  # times of a row; more than max_segments lets latent frames have their own
+  c.max_slots = 0  # times of a row; 0 = max_segments, few for frame_times, staged, caption_shots
   c.too_long = "raise"  # clips that fit no row: "raise", "skip" them, or "fit": at a smaller size
   c.workers = 0  # processes that prepare rows; 0 = the training process
   c.encode_batch = 32  # clips that the VAE encodes at once when latents are cached
@@ -193,7 +193,7 @@ def model() -> ConfigDict:
 def diffusion() -> ConfigDict:
   """Targets, times and weights of the loss."""
   c = ConfigDict()
-  c.prediction = "x"  # what the network predicts: "x", "v" or "eps"
+  c.prediction = "x"  # what the network predicts: "x", "v" or "eps" (biased, see docs/papers.md)
   c.loss = "v"  # the space in which the error is measured
   c.loss_floor = 0.05  # times below it weigh as much as it does, (0, 1]: 1 / time^2 of "x" in "v"
   c.gamma = (

@@ -75,6 +75,38 @@ def test_configs_are_typed_and_possible(name, arg, tmp_path):
     sections.fits(source, sections.pipeline_config(c, dit.patch, 4), v)
 
 
+@pytest.mark.parametrize(("name", "arg"), ALL + [("shipped", size) for size in shipped.SIZES])
+def test_no_config_asks_for_times_of_latent_frames_that_rows_have_no_slots_for(name, arg, caplog):
+  c = config_of(name, arg).to_dict()
+  with caplog.at_level("WARNING", "absl"):
+    sections.pipeline_config(c, c["model"]["patch"], 4)
+  assert not caplog.records
+
+
+@pytest.mark.parametrize(
+  ("changes", "told"),
+  [
+    ({"on": True}, "config.data.prompts.frame_times=0.15: a row has 16 times"),
+    ({"on": True, "staged": 0.2, "frame_times": 0.0}, "config.data.prompts.staged=0.2: a row"),
+    ({"caption_shots": 0.3}, "config.data.caption_shots=0.3: a row"),
+    ({"on": True, "max_slots": 20}, None),
+    ({"on": True, "frame_times": 0.0}, None),
+    ({}, None),
+  ],
+)
+def test_shares_that_rows_have_no_slots_for_are_warned_of(changes, told, caplog):
+  c = config_of("base").to_dict()
+  for key, value in changes.items():
+    (c["data"] if key in c["data"] else c["data"]["prompts"])[key] = value
+  with caplog.at_level("WARNING", "absl"):
+    sections.pipeline_config(c, (1, 2, 2), 4)
+  if told is None:
+    assert not caplog.records
+  else:
+    (record,) = caplog.records
+    assert told in record.message and "as with config.data.max_slots=48" in record.message
+
+
 def dit_config(c):
   v = vae_lib.SIZES[c["vae"]["weights"]]
   return typed(

@@ -363,18 +363,6 @@ def test_captions_come_from_the_nearest_source(tmp_path):
   ]
 
 
-def test_thinning_shows_the_frame_on_screen():
-  def shown(times, rate, fps):
-    return list(ingest.thin(zip(times, range(len(times))), rate, fps))
-
-  even = [k / 30 for k in range(9)]
-  assert shown(even, 30.0, 15.0) == [0, 2, 4, 6, 8]
-  assert shown([round(t, 2) for t in even], 30.0, 15.0) == [0, 2, 4, 6, 8]
-  assert shown(even, 30.0, 0.0) == shown(even, 30.0, 30.0) == list(range(9))
-  assert shown([0.0], None, 12.0) == [0]
-  assert shown([0.0, 0.1, 0.5, 0.6], 20.0, 10.0) == [0, 1, 1, 1, 1, 2, 3]  # a gap holds its frame
-
-
 BAD_KEPT = {
   "huge_dims_container_header.mp4": (960, 540, 150),
   "jpeg_named.mp4": (512, 848, 1),

@@ -9,6 +9,7 @@ that is full is no fault of a file: it ends the job.
 import collections
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -32,6 +33,9 @@ SUFFIXES = frozenset(
 )
 """Names that are taken for media; any other file is media if its first bytes say so."""
 
+_SAME_RATE = 1.01  # rates whose ratio is less are one
+_ROUNDING_S, _GIF_ROUNDING_S = 0.002, 0.01  # by how much coarse clocks falsify a span of time
+
 # how Python, the allocator, a thread that got no stack and a library's loader say it
 _OUT_OF_MEMORY = (
   "MemoryError", "Cannot allocate memory", "Resource temporarily unavailable",
@@ -45,7 +49,7 @@ class IngestConfig:
 
   Attributes:
     short_side: frames are shrunk (never enlarged) to this short side, at their own aspect.
-    fps: faster films are thinned to this rate; 0 keeps every frame.
+    fps: faster films, and faster parts of others, are thinned to this rate; 0 keeps every frame.
     max_frames: longer films are cut into clips of this many frames; 0 never cuts.
     min_frames: a shorter rest of a cut film is dropped.
     max_pixels: a file with larger frames is rejected before one is allocated.
@@ -184,29 +188,56 @@ def decode_file(path: str, name: str, captions: dict, spool: str, config: Ingest
   return {"reason": reason}
 
 
-def thin(frames: Iterator, rate: float | None, fps: float) -> Iterator[np.ndarray]:
-  """Of (time, frame) keeps the frame on screen at each k / fps; all where `rate` is not faster."""
-  if rate is None or not fps or rate <= fps * 1.01:
-    yield from (frame_HWC for _, frame_HWC in frames)
+def thin(frames: Iterator, rate: float | None, fps: float) -> Iterator[tuple[float, np.ndarray]]:
+  """Yields (time in seconds, frame), of `frames` that are such pairs too, at a rate of about `fps`.
+
+  Where the declared `rate` is faster: the frame on screen at each k / fps. Else every frame, but
+  where time stamps run faster than `fps`, those that are not yet due. All where `fps` is 0.
+  """
+  if rate is None or not fps:
+    yield from frames
+    return
+  if not _is_faster(rate, fps):
+    yield from _due(frames, fps)
     return
   slack = 0.25 / rate  # jitter of time stamps
   shown, k = None, 0
   for time_s, frame_HWC in frames:
     while shown is not None and k / fps + slack < time_s:
-      yield shown
+      yield k / fps, shown
       k += 1
     shown = frame_HWC
   if shown is not None and k / fps <= time_s + slack:
-    yield shown
+    yield k / fps, shown
+
+
+def _is_faster(rate: float, fps: float) -> bool:
+  return bool(fps) and rate > fps * _SAME_RATE
+
+
+def _due(frames: Iterator, fps: float) -> Iterator[tuple[float, np.ndarray]]:
+  """Drops what comes much earlier than 1 / fps after what was kept; stamps may jitter by a quarter.
+
+  Frames whose time does not advance are kept: their stamps tell nothing.
+  """
+  gap, slack = 1 / (fps * _SAME_RATE), 0.25 / fps
+  former, due = None, 0.0
+  for time_s, frame_HWC in frames:
+    if former is None or time_s <= former:
+      due = time_s
+    former = time_s
+    if time_s >= due - slack:
+      yield time_s, frame_HWC
+      due = max(due, time_s) + gap
 
 
 def _store(reader, name: str, captions: dict, writer, config: IngestConfig) -> dict:
   """Cuts the frames into clips and writes them; returns what the report says about them."""
-  frames = thin(reader.frames(), reader.rate, config.fps)
-  pieces, held, first = [], [], None
-  for frame_HWC in frames:
-    first = frame_HWC.shape if first is None else first
-    held.append(frame_HWC)
+  frames = reader.frames()
+  start = next(frames)  # before it, the rate of an animation is not known
+  pieces, held, first = [], [], start[1].shape
+  for shown in thin(itertools.chain([start], frames), reader.rate, config.fps):
+    held.append(shown)
     if config.max_frames and len(held) == config.max_frames:
       pieces.append(_spool(writer, name, captions, held, len(pieces), reader, config))
       held = []
@@ -216,14 +247,25 @@ def _store(reader, name: str, captions: dict, writer, config: IngestConfig) -> d
 
 
 def _spool(writer, name, captions, held, piece, reader, config) -> int:
-  fps = reader.rate if reader.fps is None or len(held) == 1 else reader.fps
-  if len(held) == 1:
-    fps = None
-  elif config.fps and reader.rate > config.fps * 1.01:
-    fps = config.fps
+  times, frames = zip(*held)
+  fps = _rate(times, reader, config.fps)
   clip_id = name if not piece else f"{name}#{piece}"
-  writer.write(Clip(id=clip_id, video_THWC=np.stack(held), fps=fps, captions=captions))
+  writer.write(Clip(id=clip_id, video_THWC=np.stack(frames), fps=fps, captions=captions))
   return len(held)
+
+
+def _rate(times: tuple[float, ...], reader, fps: float) -> float | None:
+  """Frames per second of a piece: the film's, or its own if its times (seconds) differ from that.
+
+  The rate that a film was thinned to; None for a single frame.
+  """
+  if len(times) == 1:
+    return None
+  if _is_faster(reader.rate, fps):
+    return fps
+  gaps, span = len(times) - 1, times[-1] - times[0]
+  slack = max((_SAME_RATE - 1) * span, _GIF_ROUNDING_S if reader.is_picture else _ROUNDING_S)
+  return reader.fps if span <= 0 or abs(gaps / reader.fps - span) <= slack else gaps / span
 
 
 def _decode_all(jobs: list, spool: pathlib.Path, config: IngestConfig) -> Iterator[dict]:

@@ -46,7 +46,8 @@ class PipelineConfig:
     prefetch: batches prepared ahead in a thread; 0 = none.
     prompts: shares of image and video prompts; None = text alone. Their clips need canvases.
     frames_per_latent: F, pixel frames that a latent frame covers.
-    max_slots: Q, times of a row: a clip has one, or one for each latent frame. 0 = max_segments.
+    max_slots: Q, times of a row: a clip has one, or one for each latent frame while there are so
+      many left. 0 = max_segments, which leaves few.
     share: which of a step's rows this host makes.
   """
 

@@ -6,6 +6,7 @@ what another is writing: on this machine, on another host, or in another contain
 
 import collections
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -116,7 +117,8 @@ class ShardWriter:
     the place of the former one; only then do the former shards go. A process that dies in between
     leaves at most shards that no index lists, which go when a set of this prefix is next closed.
 
-    Raises: ValueError if there is no clip; WriteError, and a former set is as it was.
+    Raises: ValueError if there is no clip; WriteError, and a former set is as it was, or, where the
+    last step alone could not be brought to disk, its shards are still there beside this set.
     """
     if self._done:
       return
@@ -128,10 +130,14 @@ class ShardWriter:
     names = [shard["file"] for shard in index["shards"]]
     with self._told():
       self._temporary("index").write_text(json_text(index))
+      for path in (*temporaries, self._temporary("index")):
+        _sync(path)
       for name, path in zip(names, temporaries):
         os.replace(path, self.folder / name)
+      _sync(self.folder)
       os.replace(self._temporary("index"), index_path(self.folder, self.prefix))
-    self._done = True
+      self._done = True
+      _sync(self.folder)
     shards = f"{glob.escape(self.prefix)}-{_DIGITS}-of-{_DIGITS}*.array_record"
     for path in self.folder.glob(shards):
       if path.name not in names:
@@ -238,3 +244,15 @@ def _runs(process: int) -> bool:
   except PermissionError:
     pass
   return True
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Returns once a file's bytes, or a folder's names, are on disk."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+      raise  # some systems have no such thing for folders
+  finally:
+    os.close(handle)

@@ -102,10 +102,16 @@ class StreamPlan:
 
   def packer(self, stream: int) -> grain.IterDataset:
     """Rows of one stream, as `packing.best_fit` gives them."""
+    if self.config.token_drop is not None:
+      return _CountedRows(self, stream)
+    return self.packed(_Visits(self, stream), stream)
+
+  def packed(self, visits: grain.IterDataset, stream: int) -> grain.IterDataset:
+    """Rows of one stream's visits."""
     c = self.config
     tokens = float(self.table.tokens_N[self.indices].mean())
     return packing.best_fit(
-      _Visits(self, stream),
+      visits,
       row_len=c.row_len,
       text_row_len=c.text_row_len,
       max_segments=c.max_segments,
@@ -115,24 +121,36 @@ class StreamPlan:
     )
 
 
+class _Emitted:
+  """What a packer tells its visits: the rows before those that it fills or has filled."""
+
+  rows = 0
+
+
 class _Visits(grain.IterDataset):
   """The lengths of one stream's visits, in order; endless if the config repeats."""
 
-  def __init__(self, plan: StreamPlan, stream: int):
+  def __init__(self, plan: StreamPlan, stream: int, emitted: _Emitted | None = None):
     super().__init__()
-    self._plan, self._stream = plan, stream
+    self._plan, self._stream, self._emitted = plan, stream, emitted
 
   def __iter__(self):
-    return _VisitIterator(self._plan, self._stream)
+    return _VisitIterator(self._plan, self._stream, self._emitted)
 
 
 class _VisitIterator(grain.DatasetIterator):
-  """State: the next visit, and the tokens so far, from which the step is estimated."""
+  """State: the next visit, and the tokens so far. While tokens are dropped also the rows that were
+  last told of, and by how many they differ from what so many tokens would fill: rows have gaps.
 
-  def __init__(self, plan: StreamPlan, stream: int):
+  A packer fills some rows at once, and learns that they are full from a visit that goes into the
+  next ones. It is fetched before they are emitted, and once more where a state is restored: so the
+  first visit after a state never counts rows anew.
+  """
+
+  def __init__(self, plan: StreamPlan, stream: int, emitted: _Emitted | None):
     super().__init__()
-    self._plan, self._stream = plan, stream
-    self._next, self._tokens = 0, 0
+    self._plan, self._stream, self._emitted = plan, stream, emitted
+    self._next, self._tokens, self._rows, self._gaps, self._restored = 0, 0, 0, 0.0, False
 
   def __next__(self) -> dict:
     plan, c = self._plan, self._plan.config
@@ -142,8 +160,7 @@ class _VisitIterator(grain.DatasetIterator):
     index, kind, rng = plan.choose(visit)
     tokens = int(plan.table.tokens_N[index])
     if c.token_drop is not None:
-      rows_packed = self._tokens / c.row_len
-      tokens = c.token_drop.kept(tokens, rows_packed * c.streams / c.rows, rng)
+      tokens = c.token_drop.kept(tokens, self._rows_packed() * c.streams / c.rows, rng)
     text = plan.table.empty_text
     if kind is not None:
       text = plan.table.text_N3[index, ("short", "long", "shots").index(kind)]
@@ -151,11 +168,58 @@ class _VisitIterator(grain.DatasetIterator):
     self._tokens += tokens
     return packing.element(visit, tokens, int(text), c.drop_to_fill > 0)
 
+  def _rows_packed(self) -> float:
+    """About the row of this stream that the next visit goes into; those of a window are emitted in
+    any order."""
+    full = self._tokens / self._plan.config.row_len
+    if self._emitted.rows != self._rows and not self._restored:
+      self._rows, self._gaps = self._emitted.rows, self._emitted.rows - full
+    self._restored = False
+    return full + self._gaps
+
   def get_state(self) -> dict:
-    return {"next": self._next, "tokens": self._tokens}
+    state = {"next": self._next, "tokens": self._tokens}
+    return state if self._emitted is None else state | {"rows": self._rows, "gaps": self._gaps}
 
   def set_state(self, state: dict) -> None:
-    self._next, self._tokens = state["next"], state["tokens"]
+    self._next, self._tokens, self._restored = state["next"], state["tokens"], True
+    if self._emitted is not None:  # states of before rows were counted go on as they began
+      self._rows, self._gaps = state.get("rows", self._emitted.rows), state.get("gaps", 0.0)
+
+
+class _CountedRows(grain.IterDataset):
+  """The rows of one stream, of which its visits are told how many there were."""
+
+  def __init__(self, plan: StreamPlan, stream: int):
+    super().__init__()
+    self._plan, self._stream = plan, stream
+
+  def __iter__(self):
+    emitted = _Emitted()
+    visits = _Visits(self._plan, self._stream, emitted)
+    return _CountedRowIterator(iter(self._plan.packed(visits, self._stream)), emitted)
+
+
+class _CountedRowIterator(grain.DatasetIterator):
+  """State: that of grain's packer."""
+
+  def __init__(self, rows: grain.DatasetIterator, emitted: _Emitted):
+    super().__init__()
+    self._packed, self._emitted = rows, emitted
+
+  def __next__(self) -> dict:
+    self._tell(self._packed.get_state())
+    return next(self._packed)
+
+  def _tell(self, state: dict) -> None:
+    self._emitted.rows = state["counter"] - state["next_row"]
+
+  def get_state(self) -> dict:
+    return self._packed.get_state()
+
+  def set_state(self, state: dict) -> None:
+    self._tell(state)
+    self._packed.set_state(state)
 
 
 def empty_row(c: Any, channels: int) -> dict[str, np.ndarray]:

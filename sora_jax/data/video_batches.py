@@ -17,6 +17,9 @@ from sora_jax.data.table import ClipSource
 from sora_jax.shapes import WHOLE, Grid, Share
 
 _ENDLESS = 2**40
+_BUCKET, _CUT = 0, 1
+"""Purposes of a batch's random numbers. NumPy pads seeds with zeros, so all have one length:
+(seed, purpose, step, clip)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +134,11 @@ class _Cutter:
 
   def __call__(self, step: int) -> dict:
     c = self.config
-    pick = int(np.random.default_rng((c.seed, step)).integers(len(self.fits)))
+    pick = int(np.random.default_rng((c.seed, _BUCKET, step, 0)).integers(len(self.fits)))
     bucket = c.buckets[pick]
     videos, clips = [], []
     for i in c.share.rows(c.batch_size(bucket)):
-      rng = np.random.default_rng((c.seed, step, i))
+      rng = np.random.default_rng((c.seed, _CUT, step, i))
       index = int(rng.choice(self.fits[pick]))
       video_THWC = crop(self.source[index], c.crop).video_THWC
       free = np.array(video_THWC.shape[:3]) - np.array(bucket)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import operator
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def open_sources(config: ClipsConfig, wrap: Callable = lambda shards: shards) ->
       **{n: wrap(rendered(w, config.folder / n, config.processes)) for n, w in worlds.items()}
     )
   source = wrap(records.ShardSource(config.folder))
-  films = [source[i].id.split("#")[0] for i in range(len(source))]
+  films = [re.sub(r"#\d+\Z", "", source[i].id) for i in range(len(source))]
   train, validation = split(films, config.validation_clips)
   return Sources(Subset(source, train), Subset(source, validation))
 
@@ -82,7 +83,8 @@ def open_sources(config: ClipsConfig, wrap: Callable = lambda shards: shards) ->
 def split(films: list[str], validation: int) -> tuple[list[int], list[int]]:
   """Keeps about `validation` clips apart: those of whole films, evenly spread; at most half.
 
-  Clips of a single film are split as if each were a film.
+  Films of more clips than that are trained on; where all are, the smallest is kept apart. Clips of
+  a single film are split as if each were a film, with a warning.
   Args: films: of each clip, what it was cut from (`prepare` names clips "FILM#NUMBER").
   Returns: indices of clips to train on, and of those kept apart.
   Raises: ValueError if there are fewer than two clips.
@@ -90,16 +92,24 @@ def split(films: list[str], validation: int) -> tuple[list[int], list[int]]:
   if len(films) < 2:
     raise ValueError(f"{len(films)} clips cannot be split into training and validation; add clips")
   clips_of = collections.defaultdict(list)
-  for i, film in enumerate(films if len(set(films)) > 1 else range(len(films))):
+  if len(set(films)) == 1:
+    logging.warning(
+      "all %d clips are cut from one film, %s: those kept for validation resemble those trained on;"
+      " add films",
+      len(films),
+      films[0],
+    )
+    films = [str(i) for i in range(len(films))]
+  for i, film in enumerate(films):
     clips_of[film].append(i)
   apart, most = [], min(max(validation, 1), len(films) // 2)
-  names = list(clips_of)
-  step = max(2, len(films) // max(validation, 1))
-  step = min(step, len(names))
-  for name in names[step - 1 :: step]:
-    if apart and len(apart) + len(clips_of[name]) > most:
-      continue
-    apart += clips_of[name]
+  fitting = [clips for clips in clips_of.values() if len(clips) <= most]
+  fitting = fitting or [min(clips_of.values(), key=len)]
+  step = max(2, sum(map(len, fitting)) // max(validation, 1))
+  step = min(step, len(fitting))
+  for clips in fitting[step - 1 :: step]:
+    if not apart or len(apart) + len(clips) <= most:
+      apart += clips
   kept = set(apart)
   return [i for i in range(len(films)) if i not in kept], sorted(kept)
 

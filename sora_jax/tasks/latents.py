@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from absl import logging
 from sora_jax.data import crop, known, prompt_mix, records, shard_writer, transforms
 from sora_jax.data.prompt_mix import PromptMix
 
-CHUNK = 1024
-"""Clips held in memory at a time."""
+CHUNK, CHUNK_BYTES = 1024, 1 << 28
+"""Clips held in memory at a time, and bytes of their pixels from which on no more are."""
 Encode = Callable[[np.ndarray], Any]
 """Video f32 [B, T, H, W, 3] in [-1, 1] to normalised latents [B, t, h, w, Z]."""
 
@@ -77,12 +77,10 @@ def cache(clips: records.ShardSource, config: LatentConfig, encode: Encode) -> r
   with shard_writer.ShardWriter(
     clips.folder, prefix=config.prefix, config=wanted, overwrite=True
   ) as writer:
-    for start in range(0, len(clips), CHUNK):
-      stop = min(start + CHUNK, len(clips))
-      chunk = [prepared(clips[i], config) for i in range(start, stop)]
+    for chunk in chunks(clips, config):
       for clip in encoded(chunk, config, encode):
         writer.write(clip)
-      logging.info("encoded %d of %d clips in %s", stop, len(clips), clips.folder)
+      logging.info("encoded %d of %d clips in %s", len(writer), len(clips), clips.folder)
     found, _ = _made(clips, config)
     if found is not None:  # by a run that shares the folder, and that may be reading them
       writer.abort()
@@ -115,6 +113,17 @@ def about(clips: records.ShardSource, config: LatentConfig) -> dict:
   return {"clips": clips.content, "latents": made}
 
 
+def chunks(clips: records.ShardSource, config: LatentConfig) -> Iterator[list[records.Clip]]:
+  """The clips as they are encoded, in order, as many at a time as memory should hold."""
+  chunk, size = [], 0
+  for i in range(len(clips)):
+    chunk.append(prepared(clips[i], config))
+    size += chunk[-1].video_THWC.nbytes
+    if len(chunk) == CHUNK or size >= CHUNK_BYTES or i == len(clips) - 1:
+      yield chunk
+      chunk, size = [], 0
+
+
 def prepared(clip: records.Clip, config: LatentConfig) -> records.Clip:
   """A clip as it is encoded: cut, or made smaller, where the config says so."""
   return crop.shrink(crop.crop(clip, config.crop), config.tokens, config.frames, config.size)
@@ -122,11 +131,10 @@ def prepared(clip: records.Clip, config: LatentConfig) -> records.Clip:
 
 def encoded(clips: list, config: LatentConfig, encode: Encode) -> list:
   """Returns the clips with latents instead of pixels, in order."""
-  videos = [padded(clip.video_THWC, config) for clip in clips]
-  shapes = [video.shape for video in videos]
+  shapes = [padded_shape(clip.video_THWC.shape, config) for clip in clips]
 
   def whole(i):
-    return transforms.to_float(videos[i])
+    return transforms.to_float(padded(clips[i].video_THWC, config))
 
   latents = in_batches(shapes, whole, config.batch, encode)
   canvases: list[tuple] = [()] * len(clips)
@@ -153,6 +161,9 @@ def in_batches(
 ) -> list[np.ndarray]:
   """Encodes videos in batches of equal shape.  pixels: video i in [-1, 1].  Returns: latents.
 
+  A shape's last batch is filled to the next power of two; to a quarter of a batch at least where
+  there are whole ones, so that few programs are compiled.
+
   Raises: ValueError if `batch` is below 1, or if `encode` returns another number of latents.
   """
   if batch < 1:
@@ -164,14 +175,16 @@ def in_batches(
     by_shape[shape].append(i)
   out: list[Any] = [None] * len(shapes)
   for indices in by_shape.values():
+    least = batch // 4 if len(indices) > batch else 1
     for start in range(0, len(indices), batch):
       part = indices[start : start + batch]
+      size = min(batch, max(least, 1 << (len(part) - 1).bit_length()))
       video_BTHWC = np.stack([pixels(i) for i in part])
-      repeated = np.repeat(video_BTHWC[-1:], batch - len(part), axis=0)
+      repeated = np.repeat(video_BTHWC[-1:], size - len(part), axis=0)
       video_BTHWC = jnp.asarray(np.concatenate([video_BTHWC, repeated]))
       latent_BthwZ = np.asarray(encode(video_BTHWC), np.float32)
-      if len(latent_BthwZ) != batch:
-        raise ValueError(f"encode returned {len(latent_BthwZ)} latents for {batch} clips")
+      if len(latent_BthwZ) != size:
+        raise ValueError(f"encode returned {len(latent_BthwZ)} latents for {size} clips")
       for i, latent_thwZ in zip(part, latent_BthwZ):
         out[i] = latent_thwZ
   return out
@@ -188,3 +201,10 @@ def mask_of(clip: records.Clip, grid: tuple[int, ...], v: int, config: LatentCon
 def padded(video_THWC: np.ndarray, config: LatentConfig) -> np.ndarray:
   """Edge-pads a video to whole latents and whole patches."""
   return transforms.pad_size(transforms.pad_frames(video_THWC, config.frames), config.size)
+
+
+def padded_shape(shape: tuple[int, ...], config: LatentConfig) -> tuple[int, ...]:
+  """The shape of `padded` of a video of this shape."""
+  T, H, W, C = shape
+  by = config.size
+  return transforms.padded_frames(T, config.frames), -(-H // by) * by, -(-W // by) * by, C

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from sora_jax import sharding
 from sora_jax.data.packing import TokenDrop
 from sora_jax.data.pipeline import PipelineConfig
@@ -27,6 +29,8 @@ PIPELINE = (
   "caption_shots", "caption_dropout", "drop_to_fill", "too_long", "workers", "max_slots",
 )  # fmt: skip
 """Keys of config.data that the pipeline reads."""
+OF_FRAMES = ("frame_times", "staged")
+"""Keys of config.data.prompts: shares of visits in which latent frames have times of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +157,27 @@ def pipeline_config(
   values = part(data, *PIPELINE) | {"patch": patch, "seed": config["train"]["seed"]}
   values |= {"prompts": prompts_of(data), "frames_per_latent": frames_per_latent}
   try:
-    return PipelineConfig(**values, token_drop=token_drop, share=share)
+    pipeline = PipelineConfig(**values, token_drop=token_drop, share=share)
   except ValueError as error:
     raise ValueError(f"config.data: {error}") from error
+  warn_of_slots(pipeline)
+  return pipeline
+
+
+def warn_of_slots(pipeline: PipelineConfig) -> None:
+  """Warns of shares of visits that most clips lack the slots for: where a row is full of clips, it
+  has none left for their latent frames."""
+  asked = {"caption_shots": pipeline.caption_shots}
+  if pipeline.prompts is not None:
+    asked |= {f"prompts.{name}": getattr(pipeline.prompts, name) for name in OF_FRAMES}
+  names = [f"config.data.{name}={share:g}" for name, share in asked.items() if share]
+  if names and pipeline.max_slots == pipeline.max_segments:
+    logging.warning(
+      "%s: a row has %d times, one for each of its max_segments clips, so few are left for latent"
+      " frames with their own and less than these shares is trained; give it more, as with"
+      " config.data.max_slots=%d, or set them to 0",
+      ", ".join(names), pipeline.max_slots, 3 * pipeline.max_segments,
+    )  # fmt: skip
 
 
 def prompts_of(data: Mapping) -> PromptMix | None:

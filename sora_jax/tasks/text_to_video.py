@@ -22,7 +22,7 @@ from sora_jax.nn import networks
 from sora_jax.nn.dit import DiT
 from sora_jax.nn.text import TextEncoder
 from sora_jax.ops import packing, patchify
-from sora_jax.tasks import costs, inputs
+from sora_jax.tasks import captions, costs, inputs
 from sora_jax.tasks.clips import Sources
 from sora_jax.train.task import Ratio
 from sora_jax.weights import folder as folder_lib
@@ -288,7 +288,8 @@ class TextToVideo:
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeldOutLoss:
   """The training loss on validation clips, with the same noise and times at every evaluation, and
-  how much higher it is with the captions of other clips: what the captions are worth."""
+  how much higher it is with the captions of other clips: what the captions are worth. That is told
+  of clips that another one's caption could be found for, if there are any."""
 
   task: TextToVideo
   batches: int
@@ -296,31 +297,42 @@ class HeldOutLoss:
 
   def __call__(self, params, step, folder):
     del step, folder
-    task, total = self.task, np.zeros((2, 2))
+    task, total, weight = self.task, np.zeros((2, 2)), 0.0
     stream = task.heldout()
     for i in range(self.batches):
       batch = next(stream)
-      for captions, given in enumerate((batch, exchanged(batch))):
-        if task.mesh is not None:
-          given = sharding.put_batch(task.mesh, given, task.batch_axes())
-        ratio = _loss_of(task, params, given, jax.random.key(i))
-        total[captions] += float(ratio.numerator), float(ratio.denominator)
-    right, wrong = total[:, 0] / total[:, 1]
-    return {"loss": right, "caption_gain": wrong - right}
+      others, changed_RS = captions.exchanged(batch)
+      for which, given in enumerate((batch, others)):
+        ratio = _loss_of(task, params, self._put(given), jax.random.key(i))
+        total[which] += float(ratio.numerator), float(ratio.denominator)
+      told = self._put({"segment": batch["segment"], "changed": changed_RS})
+      weight += float(_weight_of(task, told))
+    figures = {"loss": total[0, 0] / total[0, 1]}
+    if weight:  # of other clips the loss is the same, so the difference is theirs alone
+      figures["caption_gain"] = (total[1, 0] - total[0, 0]) / weight
+    return figures
 
-
-def exchanged(batch: dict) -> dict:
-  """A batch in which each clip reads the caption of the one before it in its row."""
-  segment_RM = batch["text_segment"]
-  count_R1 = segment_RM.max(1, keepdims=True)
-  moved_RM = np.where(segment_RM > 0, segment_RM % np.maximum(count_R1, 1) + 1, 0)
-  return batch | {"text_segment": moved_RM.astype(segment_RM.dtype)}
+  def _put(self, batch: dict) -> dict:
+    """A batch on the mesh, if there is one."""
+    task = self.task
+    return batch if task.mesh is None else sharding.put_batch(task.mesh, batch, task.batch_axes())
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _loss_of(task, params, batch, key):
   with sharding.using(task.mesh):
     return task.loss(params, batch, key, jnp.ones(()))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _weight_of(task, batch):
+  """What the loss divides by, of the clips that are named as `changed` alone."""
+  with sharding.using(task.mesh):
+    segment_RL, changed_RS = jnp.asarray(batch["segment"]), jnp.asarray(batch["changed"])
+    counted_RL = packing.take_segments(changed_RS, segment_RL)
+    error_RL, S = jnp.zeros(segment_RL.shape), changed_RS.shape[1]
+    gamma = task.diffusion.gamma
+    return loss_lib.packed_loss(error_RL, segment_RL, S, gamma, counted_RL).denominator
 
 
 def extent(source: ClipSource, patch: Sequence[int], frames_per_latent: int) -> list[float]:

@@ -146,7 +146,8 @@ def test_whenever_a_writer_dies_one_set_is_whole(tmp_path, monkeypatch, new):
       return call
 
     with monkeypatch.context() as patch:
-      for where, name in ((os, "replace"), (pathlib.Path, "unlink"), (pathlib.Path, "write_text")):
+      calls = (os, "replace"), (os, "fsync"), (pathlib.Path, "unlink"), (pathlib.Path, "write_text")
+      for where, name in calls:
         patch.setattr(where, name, dying(getattr(where, name)))
       try:
         writer.close()
@@ -160,6 +161,55 @@ def test_whenever_a_writer_dies_one_set_is_whole(tmp_path, monkeypatch, new):
     write(folder, [20], overwrite=True)
     assert len(list(folder.iterdir())) == 2 and ids(folder) == ["clip-20"]
   assert deaths >= 3 and found == [f"clip-{i}" for i in new]
+
+
+def test_what_an_index_lists_is_on_disk_before_it_and_the_index_before_former_shards_go(
+  tmp_path, monkeypatch
+):
+  former = ShardSource(write(tmp_path, range(3), shard_size=2)).index["shards"]
+  told = []
+
+  def telling(function, name_of):
+    def call(path, *args, **kwargs):
+      told.append((function.__name__, name_of(path, *args).name))
+      return function(path, *args, **kwargs)
+
+    return call
+
+  of_handle = lambda handle: pathlib.Path(os.readlink(f"/proc/self/fd/{handle}"))  # noqa: E731
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "fsync", telling(os.fsync, of_handle))
+    patch.setattr(os, "replace", telling(os.replace, lambda _, to: pathlib.Path(to)))
+    patch.setattr(pathlib.Path, "unlink", telling(pathlib.Path.unlink, lambda path: path))
+    write(tmp_path, range(3, 6), shard_size=2, overwrite=True)
+  shards = [shard["file"] for shard in ShardSource(tmp_path).index["shards"]]
+  own = [f".clips-{part}.tmp.{shard_writer.owner()}" for part in ("00000", "00001", "index")]
+  index = told.index(("replace", "clips.index.json"))
+  assert told[: index + 2] == [
+    *(("fsync", name) for name in own),
+    *(("replace", name) for name in shards),
+    ("fsync", tmp_path.name),
+    ("replace", "clips.index.json"),
+    ("fsync", tmp_path.name),
+  ]
+  assert sorted(told[index + 2 :]) == sorted(("unlink", shard["file"]) for shard in former)
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_system_that_cannot_sync_folders_is_no_error(tmp_path, monkeypatch, number, passes):
+  sync = os.fsync
+
+  def refusing(handle):
+    if os.path.isdir(f"/proc/self/fd/{handle}"):
+      raise OSError(number, os.strerror(number))
+    sync(handle)
+
+  monkeypatch.setattr(os, "fsync", refusing)
+  if passes:
+    assert ids(write(tmp_path, [0])) == ["clip-0"]
+    return
+  with pytest.raises(WriteError, match="cannot be written: Input/output error"):
+    write(tmp_path, [0])
 
 
 def test_a_set_that_is_written_twice_at_once_is_read_on(tmp_path):

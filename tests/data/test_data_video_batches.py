@@ -1,5 +1,6 @@
 """Pixel batches for the VAE: cuts are real, order is fixed, buckets have one shape each."""
 
+import collections
 import dataclasses
 import multiprocessing
 import os
@@ -48,6 +49,18 @@ def test_cuts_are_contiguous_and_as_their_bucket_says():
   assert shapes == {(20, 1, 8, 8), (4, 5, 8, 8), (10, 1, 8, 16), (2, 5, 8, 16)}
   assert {index for index, *_ in starts} == {0, 1, 2, 3} and len(starts) > 50
   assert all(max(start[axis] for start in starts) > 0 for axis in (1, 2, 3))
+
+
+def test_every_row_of_every_bucket_takes_all_clips():
+  video_THWC = np.zeros((9, 4, 4, 3), np.uint8)
+  clips = [Clip(id=f"clip {i}", video_THWC=video_THWC, fps=8.0) for i in range(6)]
+  config = VideoConfig(sizes=((4, 4),), frames=(1, 5, 9), batch_pixels=2 * 9 * 4 * 4)
+  iterator = iter(video_batches(clips, config, np.array([[9, 4, 4]] * 6)))
+  taken = collections.defaultdict(set)
+  for batch in (next(iterator) for _ in range(200)):
+    for row, index in enumerate(batch["clip"][:2]):
+      taken[batch["video"].shape[1], row].add(int(index))
+  assert taken == {(T, row): set(range(6)) for T in (1, 5, 9) for row in (0, 1)}
 
 
 def test_the_checkpoint_law():

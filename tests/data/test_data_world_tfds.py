@@ -13,6 +13,7 @@ def test_the_builder_gives_the_world_s_clips(tmp_path):
   from sora_jax.data.world import tfds_builder
 
   make = dict(levels=(1, 2), sizes=((32, 24), (24, 32)), frames=(3, 5), image_fraction=0.2)
+  make["fps"] = (12.0, 23.976)  # no float32 is the latter
   worlds = (
     WorldConfig(num_clips=12, **make),
     WorldConfig(num_clips=5, split="heldout", **make),

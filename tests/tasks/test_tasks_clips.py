@@ -16,6 +16,12 @@ from sora_jax.tasks.clips import ClipsConfig
 WORLD = WorldConfig(num_clips=6, sizes=((16, 16), (24, 16)), frames=(5,), image_fraction=0.3)
 
 
+def named_shards(folder, ids):
+  with shard_writer.ShardWriter(folder) as writer:
+    for clip_id in ids:
+      writer.write(Clip(id=clip_id, video_THWC=np.zeros((1, 4, 4, 3), np.uint8), fps=None))
+
+
 def shards(folder, count=7, prefix="clips"):
   with shard_writer.ShardWriter(folder, prefix=prefix) as writer:
     for i in range(count):
@@ -49,13 +55,28 @@ def test_clips_of_one_film_stay_together():
   train, held = clips.split(films, 9)
   assert not {films[i] for i in train} & {films[i] for i in held}
   assert sorted(train + held) == list(range(61)) and 6 <= len(held) <= 9
-  train, held = clips.split(["long"] * 9 + ["short"], 1)
-  assert {len(train), len(held)} == {1, 9}
 
 
-def test_a_single_film_is_split_by_clips_and_a_single_clip_not():
-  train, held = clips.split(["a"] * 9, 3)
+@pytest.mark.parametrize(
+  ("counts", "validation", "kept"),
+  [
+    ((9, 1), 1, 1), ((1, 9), 1, 1), ((100, 500), 32, 100), ((10, 10, 900), 50, 10), ((5, 5), 1, 5),
+    ((1,) * 20 + (400,), 32, 10),
+  ],
+)  # fmt: skip
+def test_films_too_long_to_be_kept_apart_are_trained_on(counts, validation, kept):
+  films = [f"film {film}" for film, count in enumerate(counts) for _ in range(count)]
+  train, held = clips.split(films, validation)
+  assert not {films[i] for i in train} & {films[i] for i in held}
+  assert sorted(train + held) == list(range(len(films)))
+  assert (len(train), len(held)) == (len(films) - kept, kept)
+
+
+def test_a_single_film_is_split_by_clips_and_a_single_clip_not(caplog):
+  with caplog.at_level("WARNING", "absl"):
+    train, held = clips.split(["a"] * 9, 3)
   assert (len(train), len(held)) == (6, 3)
+  assert "all 9 clips are cut from one film, a:" in caplog.text
   with pytest.raises(ValueError, match="1 clips"):
     clips.split(["a"], 1)
 
@@ -78,6 +99,14 @@ def test_clips_of_a_folder_are_split(tmp_path):
   found = clips.open_sources(ClipsConfig("clips", tmp_path, 2))
   ids = [c.id for c in found.train], [c.id for c in found.validation]
   assert len(ids[0]) == 5 and not set(ids[0]) & set(ids[1])
+
+
+def test_films_are_told_apart_by_all_but_the_last_number(tmp_path):
+  names = [f"take #{take}.mp4" for take in (1, 2)]
+  named_shards(tmp_path, [n + end for n in names for end in ("", "#1", "#2", "#10")])
+  found = clips.open_sources(ClipsConfig("clips", tmp_path, 4))
+  films = [{clip.id[: len(names[0])] for clip in part} for part in found]
+  assert films == [{names[0]}, {names[1]}]
 
 
 def test_a_folder_without_shards_says_how_to_make_them(tmp_path):
@@ -193,6 +222,55 @@ def test_no_clip_is_kept_without_its_latent(tmp_path, batch, kept, message):
     latents.cache(source, config(batch=batch), lambda video_BTHWC: encode(video_BTHWC)[:kept])
   assert not list(tmp_path.glob("*latents*"))
   assert all(clip.latent_thwZ is not None for clip in latents.cache(source, config(), encode))
+
+
+def test_shapes_of_few_clips_are_not_filled_up_to_whole_batches(tmp_path):
+  with shard_writer.ShardWriter(tmp_path) as writer:
+    for i in range(11):  # 5, 3, 2 and 1 of a shape
+      width = (8, 16, 24, 32)[(0, 1, 2, 0, 0, 0, 0, 1, 1, 3, 2)[i]]
+      video = np.full((1, 8, width, 3), i, np.uint8)
+      writer.write(Clip(id=f"c{i}", video_THWC=video, captions={}))
+  source, shapes = records.ShardSource(tmp_path), []
+
+  def counting(video_BTHWC):
+    shapes.append((len(video_BTHWC), video_BTHWC.shape[3]))
+    return encode(video_BTHWC)
+
+  found = latents.cache(source, config(batch=4), counting)
+  assert sorted(shapes) == [(1, 8), (1, 32), (2, 24), (4, 8), (4, 16)]
+  for i, clip in enumerate(found):
+    np.testing.assert_allclose(clip.latent_thwZ, i / 127.5 - 1, atol=1e-6)
+  shapes.clear()
+  latents.in_batches([(1, 8, 8, 3)] * 33, lambda _: np.zeros((1, 8, 8, 3)), 32, counting)
+  assert shapes == [(32, 8), (8, 8)]
+
+
+def test_clips_are_held_by_their_bytes_and_without_a_padded_copy_of_each(tmp_path, monkeypatch):
+  source = shards(tmp_path)
+  want = [clip.latent_thwZ for clip in latents.cache(source, config(), encode)]
+  held, alive, most = [], [0], [0]
+  padded = latents.padded
+
+  class Padded(np.ndarray):
+    def __del__(self):
+      alive[0] -= self.base is None or not isinstance(self.base, Padded)
+
+  def counting(video_THWC, made):
+    alive[0] += 1
+    most[0] = max(most[0], alive[0])
+    return np.array(padded(video_THWC, made)).view(Padded)
+
+  whole = latents.encoded
+  monkeypatch.setattr(latents, "padded", counting)
+  monkeypatch.setattr(latents, "encoded", lambda part, *_: held.append(part) or whole(part, *_))
+  monkeypatch.setattr(latents, "CHUNK_BYTES", 3000)
+  found = latents.cache(source, config(source="cd" * 32), encode)
+  sizes = [[clip.video_THWC.nbytes for clip in part] for part in held]
+  assert sum(map(len, sizes)) == 7 and len(sizes) > 2
+  assert all(sum(part[:-1]) < 3000 for part in sizes)
+  assert most[0] < 3
+  for clip, latent_thwZ in zip(found, want, strict=True):
+    np.testing.assert_array_equal(clip.latent_thwZ, latent_thwZ)
 
 
 def cut(path):

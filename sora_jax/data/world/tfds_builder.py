@@ -28,7 +28,7 @@ class SoraWorldConfig(tfds.core.BuilderConfig):
 class SoraWorld(tfds.core.GeneratorBasedBuilder):
   """Clips of `World` with captions and truth, in the order of the indices within each shard."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("2.0.0")
   BUILDER_CONFIGS = [SoraWorldConfig(name="default", description="1024 clips of level 1")]
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -40,7 +40,8 @@ class SoraWorld(tfds.core.GeneratorBasedBuilder):
           "video": tfds.features.Tensor(
             shape=(None, None, None, 3), dtype=np.uint8, encoding="zlib"
           ),
-          "fps": tfds.features.Scalar(dtype=np.float32),  # 0 for pictures
+          # 0 for pictures; as bytes, for an example's own numbers are float32
+          "fps": tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes"),
           "short": tfds.features.Text(),
           "long": tfds.features.Text(),
           "shots": tfds.features.Text(),

@@ -15,6 +15,7 @@ import pathlib
 import tempfile
 import time
 
+import arguments
 import numpy as np
 
 from sora_jax.tasks import build
@@ -40,7 +41,13 @@ def main():
   parser.add_argument("--rounds", type=int, default=3)
   flags = parser.parse_args()
   source = pathlib.Path(flags.workdir)
-  config = json.loads((source / "config.json").read_text())
+  for name in ("config.json", "data"):
+    if not (source / name).exists():
+      raise SystemExit(
+        f"checkpoints: --workdir={source} has no {name}; give the work directory of a training run"
+      )
+  with arguments.refusing():
+    config = json.loads((source / "config.json").read_text())
   config["train"] |= {"minutes": 0.0, "eval_every": 0, "save_every": 2 * flags.every,
                       "log_every": 10}  # fmt: skip
   waits, save = [], loop._Runner.save

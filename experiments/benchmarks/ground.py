@@ -1,14 +1,16 @@
 """What `prompting.py` stands on: flags, held-out clips, the model and the baselines, measures."""
 
 import dataclasses
+import math
 import pathlib
 import time
 
+import arguments
 import numpy as np
 from absl import flags
 
 from sora_jax.data.world import World, WorldConfig, captions, vocabulary
-from sora_jax.evaluation import detectors, reports, seams
+from sora_jax.evaluation import detectors, metrics, reports, seams
 from sora_jax.prompting import tasks, timeline
 
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
@@ -26,6 +28,11 @@ FRAMES, CONTEXT, SHORT = 17, 9, 48
 SHOWN, RESAMPLED = 4, 1000
 OTHER = {name: 1000 + k for k, name in enumerate(("second", "edit", "wide"))}
 """Seeds of the worlds that second clips come from."""
+SHARES = frozenset({
+  "as asked", "backgrounds", "changed", "changes_once", "color", "cut", "direction", "exact",
+  "jump_0.5_to_1.5", "kept", "object", "object_made", "same", "shape", "single", "whole",
+})  # fmt: skip
+"""Figures that are 1 or 0 for a clip, or a mean of such over its seams."""
 
 
 class Raw(timeline.Timeline):
@@ -43,7 +50,7 @@ def raw(line):
 def clips(motions, count, frames=FRAMES, seed=7, **changes):
   """`count` held-out clips, the sizes in turn."""
   levels = tuple(sorted({vocabulary.LEVEL_OF[m] for m in motions}))
-  found, sizes = [], changes.pop("sizes", None) or [parse(word) for word in SIZES.value]
+  found, sizes = [], changes.pop("sizes", None) or parse(SIZES.value)
   for k, size in enumerate(sizes):
     world = World(
       WorldConfig(
@@ -96,10 +103,11 @@ def turns(first, second):
   )
 
 
-def parse(word):
-  """(width, height) of "96x64"."""
-  width, height = word.split("x")
-  return int(width), int(height)
+def parse(words):
+  """[(96, 64)] of ["96x64"].  Raises: ValueError that names --sizes."""
+  if not words:
+    raise ValueError("--sizes is empty; give WIDTHxHEIGHT in pixels, comma-separated, like 48x48")
+  return WorldConfig(sizes=[arguments.size(word, "sizes") for word in words]).sizes
 
 
 class Maker:
@@ -191,11 +199,24 @@ def errors_at(clip, video, frame):
   return SHORT if np.isnan(away) else away
 
 
+def rounded(values):
+  """To four places; None for what is not a number, which JSON has no word for."""
+  return [round(float(x), 4) if math.isfinite(x) else None for x in values]
+
+
+def note(figures, name, values, count):
+  """Adds a figure to those of a summary, and in `of` how many of its clips it is of, if not all."""
+  figures[name] = rounded(values)
+  if count < figures["clips"]:
+    figures.setdefault("of", {})[name] = count
+
+
 def speed_read(clips, videos, known, end):
   """How much farther made objects go for each pixel that true ones go farther, between the frames
-  `known` and `end`, with where they are at `known` held fixed: [slope, low, high].
+  `known` and `end`, with where they are at `known` held fixed: ([slope, low, high], count).
 
-  1 = their speeds are read off what is known, 0 = guessed. For motion straight on.
+  1 = their speeds are read off what is known, 0 = guessed. For motion straight on. It is of the
+  clips whose object is found; NaN if these are fewer than the three unknowns of the line.
   """
   rows = []
   for clip, video in zip(clips, videos):
@@ -205,20 +226,22 @@ def speed_read(clips, videos, known, end):
     place = (path[known] - SHORT / 2) @ unit_2
     rows.append([way_2 @ unit_2, place, 1.0, (made_2 - path[known]) @ unit_2])
   rows_N4 = np.array([row for row in rows if not np.isnan(row).any()])
+  if len(rows_N4) < 3:
+    return [math.nan] * 3, len(rows_N4)
   rng = np.random.default_rng(0)
   again = [rng.integers(0, len(rows_N4), len(rows_N4)) for _ in range(RESAMPLED)]
   slopes = [
     np.linalg.lstsq(part[:, :3], part[:, 3], rcond=None)[0][0]
     for part in [rows_N4, *(rows_N4[chosen] for chosen in again)]
   ]
-  return [round(float(x), 4) for x in (slopes[0], *np.quantile(slopes[1:], (0.025, 0.975)))]
+  return [slopes[0], *np.quantile(slopes[1:], (0.025, 0.975))], len(rows_N4)
 
 
 def evenness(videos, part, frames_per_latent):
-  """How evenly objects move in a part of videos that begins where a latent ends: see
-  `seams.evenness`."""
+  """How evenly objects move in a part of videos that begins where a latent ends: what
+  `seams.evenness` tells, and of how many videos."""
   paces = [seams.paces(track(video)[part], frames_per_latent) for video in videos]
-  return [round(x, 4) for x in seams.evenness(paces, RESAMPLED)]
+  return seams.evenness(paces, RESAMPLED), int(np.isfinite(paces).all(1).sum())
 
 
 def seam_figures(line, video, source):
@@ -261,19 +284,28 @@ def identity(video, ends=5):
 
 
 def summary(rows):
-  """{name: [middle, low, high]} over clips: medians of lengths, means of shares (0 or 1)."""
-  found = {}
-  rng = np.random.default_rng(0)
+  """{name: [middle, low, high], "clips": number} over clips, with 95 % intervals.
+
+  Means of `SHARES` with Wilson's intervals, which hold where all clips succeed; medians of all else
+  with bootstrap ones. A figure that some clips do not have, or have as NaN, is of the others, `of`
+  so many; one that none has is left out.
+  """
+  found, rng = {"clips": len(rows)}, np.random.default_rng(0)
   for name in {name: 0 for row in rows for name in row}:
     values = np.array([float(row[name]) for row in rows if name in row])
     values = values[~np.isnan(values)]
     if not len(values):
-      continue
-    middle = np.mean if set(values) <= {0.0, 0.5, 1.0} else np.median
-    again = values[rng.integers(0, len(values), (RESAMPLED, len(values)))]
-    low, high = np.quantile(middle(again, axis=1), (0.025, 0.975))
-    found[name] = [round(float(x), 4) for x in (middle(values), low, high)]
-  return found | {"clips": len(rows)}
+      found.setdefault("of", {})[name] = 0
+    elif name in SHARES:
+      # a clip with two seams may count half: the interval is that of both whole numbers beside
+      low, _ = metrics.wilson(math.floor(values.sum()), len(values))
+      _, high = metrics.wilson(math.ceil(values.sum()), len(values))
+      note(found, name, (values.mean(), low, high), len(values))
+    else:
+      again = values[rng.integers(0, len(values), (RESAMPLED, len(values)))]
+      low, high = np.quantile(np.median(again, axis=1), (0.025, 0.975))
+      note(found, name, (np.median(values), low, high), len(values))
+  return found
 
 
 def right(video, truth, *names):

@@ -13,11 +13,11 @@ line; writes it as long.json, with long.png (a frame every 4 seconds) and the vi
 """
 
 import json
-import pathlib
 import resource
 import sys
 import time
 
+import arguments
 import jax
 import numpy as np
 from absl import app, flags
@@ -90,12 +90,12 @@ def joints(video, begins):
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-  began, out = time.perf_counter(), pathlib.Path(OUT.value)
-  out.mkdir(parents=True, exist_ok=True)
-  size = tuple(int(side) for side in SIZE.value.split("x"))
-  model = model_lib.load(MODEL.value)
-  world = WorldConfig(motions=MOTION.value, split="test", seed=11, radius=(0.18, 0.26))
-  pairs = prompts(world, VIDEOS.value, size=size, frames=17)
+  began = time.perf_counter()
+  with arguments.refusing():
+    out, size = arguments.folder(OUT.value), arguments.size(SIZE.value, "size")
+    world = WorldConfig(motions=MOTION.value, split="test", seed=11, radius=(0.18, 0.26))
+    pairs = prompts(world, VIDEOS.value, size=size, frames=17)
+    model = model_lib.load(MODEL.value)
   quarters = [{"scores": [], "born": 0, "lost": 0, "away": []} for _ in range(4)]
   figures = {"model": MODEL.value, "videos": VIDEOS.value, "seconds": SECONDS.value}
   shown, memory, met = [], {}, []

@@ -7,16 +7,17 @@ baselines: freeze (the nearest known frame), cross-fade (known frames mixed), pa
 the model makes from the text alone, with what is known pasted over it). Where there is a true clip,
 `truth` is that through the autoencoder: what a perfect model would give. Positions are read off the
 pixels by `evaluation/detectors.py`, in pixels of a frame whose short side has 48; steps across
-seams in units of the clip's median step. Figures come with bootstrap intervals (95 %, resampled
-clips). Prints one JSON object as its last line; writes it as prompting.json, with a contact sheet
+seams in units of the clip's median step. Shares come with Wilson's 95 % intervals, medians with
+bootstrap ones (resampled clips); `of` tells how many clips a figure is of where not all have it.
+Prints one JSON object as its last line; writes it as prompting.json, with a contact sheet
 for each task: what is given, what was made, and what the baselines made.
 """
 
 import json
-import pathlib
 import sys
 import time
 
+import arguments
 import ground
 import numpy as np
 from absl import app
@@ -102,9 +103,11 @@ def extend(make, motions=("constant",), backward=False, slowest=1.0):
   if motions == ("constant",):
     nearest, step = (made_frames, -8) if backward else (ground.CONTEXT - 1, 8)
     for way, made in ways.items():
-      figures[way]["speed_read"] = ground.speed_read(given, made, nearest, nearest + step)
+      read = ground.speed_read(given, made, nearest, nearest + step)
+      ground.note(figures[way], "speed_read", *read)
       part = np.s_[: nearest + 1] if backward else np.s_[nearest:]
-      figures[way]["evenness"] = ground.evenness(made, part, make.model.autoencoder.temporal)
+      even = ground.evenness(made, part, make.model.autoencoder.temporal)
+      ground.note(figures[way], "evenness", *even)
   name = f"extend_{'backward' if backward else 'forward'}_{motions[0]}"
   name += "_slow" if slowest < 1 else ""
   ground.sheet(name, [c.video_THWC for c in given], ways, [line.prompt for line in lines])
@@ -310,6 +313,7 @@ def draft(make):
   what = {
     "prompt": [c.captions["short"] for c in given], "size": [c.size for c in given],
     "frames": ground.FRAMES, "fps": [c.fps for c in given], "seed": list(range(len(given))),
+    "guidance": ground.GUIDANCE.value, "steps": ground.STEPS.value,
   }  # fmt: skip
   drafts = make.model.generate(**what, draft=True)
   videos = make.model.generate(**what, from_draft=drafts)
@@ -381,9 +385,11 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   if unknown := set(ground.TASKS.value) - set(TABLE):
     raise app.UsageError(f"--tasks: unknown {', '.join(unknown)}; allowed: {', '.join(TABLE)}")
-  started, out = time.perf_counter(), pathlib.Path(ground.OUT.value)
-  out.mkdir(parents=True, exist_ok=True)
-  make = ground.Maker(model_lib.load(ground.MODEL.value))
+  started = time.perf_counter()
+  with arguments.refusing():
+    out = arguments.folder(ground.OUT.value)
+    ground.parse(ground.SIZES.value)
+    make = ground.Maker(model_lib.load(ground.MODEL.value))
   figures = {"model": ground.MODEL.value, "clips": ground.CLIPS.value}
   for name in ground.TASKS.value or TABLE:
     began = time.perf_counter()

@@ -2,10 +2,11 @@
 
   python experiments/benchmarks/train_step.py [--sizes=tiny,w512] [--seconds=60]
 
-Work is (6 x parameters x real tokens + attention inside segments) floating-point operations, rate
-is that over the time of a whole step (forward, backward, AdamW), the machine's rate a product of
-two 2048 x 2048 float32 matrices. All of them are timed in turn within one run, so that what else
-the machine does falls on each alike; both the best and the middle of the times are reported.
+Work is what `tasks/costs.py` counts, as in training: 6 floating-point operations for each entry of
+a matrix and each real token that meets it, and attention inside segments. Rate is that over the
+time of a whole step (forward, backward, AdamW), the machine's rate a product of two 2048 x 2048
+float32 matrices. All of them are timed in turn within one run, so that what else the machine does
+falls on each alike; both the best and the middle of the times are reported.
 `one_device` is ours with all rows on one device of JAX instead of one a core. `plain` is the same
 shape of network written straight down (plain_dit.py), one clip a line: once on clips that all have
 the mean length, and once on the packed clips padded to the longest.
@@ -44,7 +45,9 @@ from plain_dit import TEXT_TOKENS, normal  # noqa: E402
 from sora_jax import sharding  # noqa: E402
 from sora_jax.nn.dit import DiT  # noqa: E402
 from sora_jax.nn.dit_config import DiTConfig  # noqa: E402
+from sora_jax.nn.text import TextConfig  # noqa: E402
 from sora_jax.ops import packing  # noqa: E402
+from sora_jax.tasks import costs  # noqa: E402
 from sora_jax.train import processors  # noqa: E402
 
 processors.share_out((-1, 1, 1, 1), ROWS)
@@ -202,10 +205,20 @@ def time_in_turn(runs: dict, seconds: float) -> dict[str, np.ndarray]:
   return {name: np.array(values) for name, values in times.items()}
 
 
-def work(config: DiTConfig, num_params: int, lengths: list[int]) -> float:
-  """6 x parameters x tokens, and products inside attention: 2 forward, 4 backward, for each."""
-  pairs = sum(n * n + n * TEXT_TOKENS for n in lengths)
-  return 6 * num_params * sum(lengths) + 12 * config.width * config.depth * pairs
+def work(config: DiTConfig, params: dict, lengths: list[int]) -> float:
+  """Floating-point operations of a step on clips of these lengths, wherever they lie, as the
+  trainer counts them: see `costs.real_flops`."""
+  batch = {
+    "segment": np.arange(max(lengths)) < np.array(lengths)[:, None],
+    "grid": np.zeros((len(lengths), 1, 3)),
+    "text_segment": np.ones((len(lengths), TEXT_TOKENS)),
+  }  # one clip a row: products are those of the same clips packed
+  return 3 * costs.real_flops(costs.sizes_of({"dit": params}), config, TextConfig(), batch).dit
+
+
+def attention_work(config: DiTConfig, lengths: list[int]) -> float:
+  """Of these, products inside attention: 4 forward, 8 backward, for each pair of tokens."""
+  return 12 * config.width * config.depth * sum(n * n + n * TEXT_TOKENS for n in lengths)
 
 
 CLASSES = (
@@ -265,7 +278,7 @@ def setup(name: str) -> tuple[dict, dict, dict]:
   mean = round(np.mean(lengths))
   equal = [mean] * (size["rows"] * size["row_len"] // mean)
   runs = {"plain": Step(plain_dit.loss_of, config, params, plain_dit.batch_of(config, equal, rng))}
-  flops = {"plain": work(config, num_params, equal)}
+  flops = {"plain": work(config, params, equal)}
   if ALONE in sys.argv:
     return runs, flops, {}
   gelu = dataclasses.replace(config, mlp_activation="gelu_tanh")
@@ -280,7 +293,7 @@ def setup(name: str) -> tuple[dict, dict, dict]:
     "plain_alone": Alone(name),
   }
   same = dict.fromkeys(
-    ("ours", "one_device", "gelu", "plain_padded"), work(config, num_params, lengths)
+    ("ours", "one_device", "gelu", "plain_padded"), work(config, params, lengths)
   )
   flops |= same | {"matmul": 2 * 2048**3, "plain_alone": flops["plain"]}
   tokens = sum(lengths)
@@ -288,7 +301,7 @@ def setup(name: str) -> tuple[dict, dict, dict]:
     "size": name, "width": config.width, "depth": config.depth, "parameters": num_params,
     "real_tokens": tokens, "fill": round(tokens / size["rows"] / size["row_len"], 4),
     "segments": len(lengths),
-    "attention_share_of_work": round(1 - 6 * num_params * tokens / flops["ours"], 4),
+    "attention_share_of_work": round(attention_work(config, lengths) / flops["ours"], 4),
   }  # fmt: skip
 
 
@@ -325,10 +338,15 @@ def main():
   parser.add_argument("--seconds", type=float, default=60)
   parser.add_argument(ALONE, action="store_true", help="serve plain steps to another process")
   flags = parser.parse_args()
+  names = flags.sizes.split(",")
+  if not SIZES.keys() >= set(names):
+    raise SystemExit(
+      f"train_step: --sizes={flags.sizes}; allowed, comma-separated: {', '.join(SIZES)}"
+    )
   if flags.alone:
     return serve(flags.sizes)
   results = []
-  for name in flags.sizes.split(","):
+  for name in names:
     results.append(measure(name, flags.seconds))
     print(json.dumps(results[-1], indent=2), flush=True)
   print(json.dumps({

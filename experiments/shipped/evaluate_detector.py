@@ -28,16 +28,20 @@ AIMS = {"true": 0.99, "reconstructed": 0.98}
 
 def all_clips():
   """(style, clip), one after the other."""
-  for k, size in enumerate(harness.sizes(SIZES.value)):
-    for style in STYLES.value:
-      world = World(
+  with harness.refusing():
+    worlds = [
+      (style, World(
         WorldConfig(
           motions="constant", sizes=(size,), frames=FRAMES.value, styles=style, split="test",
           seed=50 + k, num_clips=COUNT.value,
         )
-      )  # fmt: skip
-      for index in range(len(world)):
-        yield style, world[index]
+      ))
+      for k, size in enumerate(harness.sizes(SIZES.value))
+      for style in STYLES.value
+    ]  # fmt: skip
+  for style, world in worlds:
+    for index in range(len(world)):
+      yield style, world[index]
 
 
 def blank(size):
@@ -52,8 +56,9 @@ def blank(size):
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-  started = time.perf_counter()
-  autoencoder = harness.Autoencoder(harness.MODEL.value)
+  started, path = time.perf_counter(), harness.out()
+  with harness.refusing():
+    autoencoder = harness.Autoencoder(harness.MODEL.value)
   found = {"true": [], "reconstructed": []}
   by_style = {style: [] for style in STYLES.value}
   detections, truths, wrong, right = [], [], [], []
@@ -92,7 +97,7 @@ def main(argv):
   chosen = (wrong + right)[:SHOWN]
   reports.contact_sheet(
     [video for video, _ in chosen], [label for _, label in chosen],
-    harness.out() / "detector.png", frames=5, columns=2,
+    path / "detector.png", frames=5, columns=2,
   )  # fmt: skip
   harness.finish("detector", figures, started)
 

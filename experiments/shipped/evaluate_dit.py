@@ -6,8 +6,9 @@ Prompts of constant motion that were not trained on (split "test"), as many for 
 whose combination of colour, shape and direction was held out (split "heldout"), sampled packed, a
 chunk at a time. The detector reads the samples; shares come with Wilson's 95 % intervals. Other
 styles are scored apart, without an aim. Prints one JSON object as its last line; writes it as
-dit.json, with dit.png: samples of each size, dit_wrong.png: misread ones, dit_nearest.png: eight
-samples above the nearest training clips, dit_styles.png, and dit_levels.png: levels 2 to 4.
+dit.json, what there is of it after each split, with dit.png: samples of each size, dit_wrong.png:
+misread ones, dit_nearest.png: eight samples above the nearest training clips of the last legs'
+worlds, dit_styles.png, and dit_levels.png: levels 2 to 4.
 """
 
 import collections
@@ -26,38 +27,31 @@ from sora_jax.evaluation import detectors, release, reports, seams
 from sora_jax.tasks.report import Wish
 from sora_jax.weights import folder as folder_lib
 
-PROMPTS = flags.DEFINE_integer("prompts", 256, "Held-out prompts for each size.")
+PROMPTS = flags.DEFINE_integer("prompts", 256, "Held-out prompts for each size.", lower_bound=1)
 HELDOUT = flags.DEFINE_integer("heldout", 64, "Prompts of held-out combinations for each size.")
 NAME = flags.DEFINE_string("name", "dit", "Of the figures and pictures.")
 SIZES = flags.DEFINE_list("sizes", list(harness.DIT_SIZES), "WIDTHxHEIGHT, comma-separated.")
 FRAMES = flags.DEFINE_list("frames", ["9", "17"], "Taken in turn; comma-separated.")
-CHUNK = flags.DEFINE_integer("chunk", 80, "Samples made together.")
+CHUNK = flags.DEFINE_integer("chunk", 80, "Samples made together.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float("guidance", None, "Strength of the text; the model's by default.")
 STEPS = flags.DEFINE_integer("steps", None, "Solver steps; the model's by default.")
 SOLVER = flags.DEFINE_string("solver", None, "Name of a solver; the model's by default.")
 SEED = flags.DEFINE_integer("seed", 0, "Of prompts and noise.")
 EACH_STYLE = flags.DEFINE_integer("each_style", 5, "Prompts of each other style for each size.")
-TRAINED = flags.DEFINE_integer("trained", 1024, "Training clips of a size to look for neighbours.")
+TRAINED = flags.DEFINE_integer("trained", 1024, "Training clips of a size searched, of all worlds.")
 LEVELS = flags.DEFINE_list("levels", ["2", "3", "4"], "Sampled and shown.")
 EACH_LEVEL = flags.DEFINE_integer("each_level", 6, "Prompts of each of these levels.")
 SHOWN, COMPARED = 3, 8
 """Samples of each size on the sheet; samples with nearest training clips."""
+LEGS = 4
+"""Last legs of each transformer whose worlds are searched for these."""
 AIMS = {"test": 0.95, "heldout": 0.85}
 
 
 def wishes(world, count, split):
-  """`count` wishes for each size, the sizes in turn, no two groups with the same prompts."""
-  frames, groups = [int(word) for word in FRAMES.value], []
-  for k, size in enumerate(harness.sizes(SIZES.value)):
-    group = []
-    for j, number in enumerate(frames):
-      seeded = dataclasses.replace(world, seed=1000 + SEED.value + 10 * k + j)
-      some = count // len(frames) + (j < count % len(frames))
-      if some:
-        found = prompts(seeded, some, size=size, frames=number, split=split)
-        group += [Wish(text, size, number, float(truth["fps"]), truth) for text, truth in found]
-    groups.append(group)
-  return [wish for turn in zip(*groups) for wish in turn]
+  """`count` wishes for each size of --sizes, see `harness.wishes`."""
+  frames = harness.counts(FRAMES.value)
+  return harness.wishes(world, count, split, harness.sizes(SIZES.value), frames, SEED.value)
 
 
 def sample(model, asked, seed):
@@ -160,33 +154,39 @@ def show_levels(model, world):
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-  started = time.perf_counter()
-  folder = folder_lib.find(harness.MODEL.value)
-  model = model_lib.from_folder(folder)
-  trained = harness.trained_world(folder)
-  world = harness.plain_world(folder)
+  started, path = time.perf_counter(), harness.out()
+  with harness.refusing():
+    folder = folder_lib.find(harness.MODEL.value)
+    world, trained = harness.plain_world(folder), harness.trained_world(folder)
+    asked = wishes(world, PROMPTS.value, "test")
+    model = model_lib.from_folder(folder)
   figures = {
     "guidance": GUIDANCE.value if GUIDANCE.value is not None else model.defaults["guidance"],
     "steps": STEPS.value or model.defaults["steps"],
     "solver": SOLVER.value or model.defaults["solver"],
-    "frames": [int(word) for word in FRAMES.value],
+    "frames": harness.counts(FRAMES.value),
   }
-  test = Scores(wishes(world, PROMPTS.value, "test")).run(model, "test")
+  test = Scores(asked).run(model, "test")
   figures["test"] = test.figures(AIMS["test"])
+  harness.keep(NAME.value, figures, started)
   cards = [card for group in test.shown.values() for card in group]
   sheet(".png", cards)
   wrong = test.wrong
   if HELDOUT.value:
     held = Scores(wishes(world, HELDOUT.value, "heldout")).run(model, "heldout")
     figures["heldout"] = held.figures(AIMS["heldout"])
+    harness.keep(NAME.value, figures, started)
     wrong = wrong + held.wrong
   sheet("_wrong.png", wrong)
   styles = {*trained.styles} - {"plain"} if trained else ()
   figures["styles"] = show_styles(model, world, sorted(styles))
-  if TRAINED.value and trained:  # copies of what it has not been trained on would tell nothing
+  harness.keep(NAME.value, figures, started)
+  worlds = harness.trained_worlds(folder, LEGS)
+  if TRAINED.value and worlds:  # copies of what it has not been trained on would tell nothing
     chosen = [cards[i] for i in np.linspace(0, len(cards) - 1, COMPARED).astype(int)]
-    path = harness.out() / f"{NAME.value}_nearest.png"
-    figures["nearest"] = nearest.show(chosen, trained, TRAINED.value, path)
+    picture = path / f"{NAME.value}_nearest.png"
+    figures["nearest"] = nearest.show(chosen, worlds, TRAINED.value, picture)
+    harness.keep(NAME.value, figures, started)
   sheet("_levels.png", show_levels(model, world))
   harness.finish(NAME.value, figures | {"sampler_programs": model.sampler.programs}, started)
 

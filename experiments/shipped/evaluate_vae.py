@@ -125,14 +125,20 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   started = time.perf_counter()
-  autoencoder = harness.Autoencoder(harness.MODEL.value)
+  if MEDIA.value and not pathlib.Path(MEDIA.value).is_dir():
+    raise SystemExit(
+      f"evaluate_vae: --media={MEDIA.value} is no folder; give one of clips, or none"
+    )
+  path = harness.out()
+  with harness.refusing():
+    autoencoder = harness.Autoencoder(harness.MODEL.value)
   figures, shown, labels = measure_world(autoencoder)
-  reports.contact_sheet(shown, labels, harness.out() / "vae.png", frames=5, columns=2)
+  reports.contact_sheet(shown, labels, path / "vae.png", frames=5, columns=2)
   harness.keep("vae", figures, started)
   if MEDIA.value:
     more, shown, labels = measure_media(autoencoder, MEDIA.value)
     figures |= more
-    reports.contact_sheet(shown, labels, harness.out() / "vae_media.png", frames=4, columns=2)
+    reports.contact_sheet(shown, labels, path / "vae_media.png", frames=4, columns=2)
   harness.finish("vae", figures, started)
 
 

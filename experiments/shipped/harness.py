@@ -1,21 +1,26 @@
 """What the scripts of this folder share: flags, progress, the models, the last line."""
 
+import contextlib
 import dataclasses
 import json
+import math
+import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-import sora_jax.weights
 from sora_jax.data import transforms
-from sora_jax.data.world import WorldConfig
+from sora_jax.data.world import WorldConfig, prompts
 from sora_jax.nn import vae
 from sora_jax.tasks import autoencoder
+from sora_jax.tasks.report import Wish
+from sora_jax.weights import folder as folder_lib
 from sora_jax.weights import store
 
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
@@ -24,9 +29,41 @@ DIT_SIZES = ("72x40", "56x40", "48x48", "40x56", "40x72")
 """One size in whole tokens for each of the aspect ratios 16:9, 4:3, 1:1, 3:4 and 9:16."""
 
 
-def sizes(words: list[str]) -> list[tuple[int, int]]:
-  """["64x36"] to [(64, 36)]."""
-  return [tuple(int(side) for side in word.split("x")) for word in words]
+def script() -> str:
+  """Its name, at the head of a line that says what is wrong."""
+  return pathlib.Path(sys.argv[0]).stem
+
+
+@contextlib.contextmanager
+def refusing():
+  """Around what reads arguments: what they name wrongly ends the script with one line."""
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    raise SystemExit(f"{script()}: {error}") from error
+
+
+def sizes(words: list[str], flag: str = "sizes") -> list[tuple[int, int]]:
+  """["64x36"] to [(64, 36)].  Raises: ValueError that names the flag for what is no such list."""
+  found = [tuple(whole(side) for side in word.split("x")) for word in words]
+  if not found or not all(len(size) == 2 and all(size) for size in found):
+    raise ValueError(
+      f"--{flag}={','.join(words)}; give WIDTHxHEIGHT in pixels, comma-separated, like 72x40,48x48"
+    )
+  return found
+
+
+def counts(words: list[str], flag: str = "frames") -> list[int]:
+  """["9", "17"] to [9, 17].  Raises: ValueError that names the flag for what is no such list."""
+  found = [whole(word) for word in words]
+  if not found or not all(found):
+    raise ValueError(f"--{flag}={','.join(words)}; give whole numbers, comma-separated, like 9,17")
+  return found
+
+
+def whole(word: str) -> int:
+  """A whole number above 0; 0 for a word that is none."""
+  return int(word) if word.isascii() and word.isdigit() else 0
 
 
 def size_name(size: tuple[int, int]) -> str:
@@ -57,15 +94,31 @@ def say(line: str) -> None:
 
 
 def out() -> pathlib.Path:
-  """The folder of what is written; made if it is not there."""
+  """The folder of what is written; made if it is not there. Asked for before the work begins, since
+  it ends the script if nothing can be written there."""
   path = pathlib.Path(OUT.value)
-  path.mkdir(parents=True, exist_ok=True)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    wrong = None if os.access(path, os.W_OK) else "it is not writable"
+  except OSError as error:
+    wrong = error.strerror
+  if wrong:
+    raise SystemExit(f"{script()}: --out={path}: {wrong}; give a folder that can be written")
   return path
+
+
+def finite(value):
+  """A copy of figures in which None stands for what is not a number, as JSON has no word for it."""
+  if isinstance(value, dict):
+    return {key: finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [finite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def keep(name: str, figures: dict, started: float) -> dict:
   """Writes what is known so far as NAME.json; returns it."""
-  about = {"model": MODEL.value} | figures
+  about = {"model": MODEL.value} | finite(figures)
   about["seconds"] = round(time.perf_counter() - started, 1)
   (out() / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
   return about
@@ -80,8 +133,15 @@ class Autoencoder:
   """The VAE of a model; also of a folder that holds nothing but `vae.safetensors`."""
 
   def __init__(self, name: str):
-    shipped = pathlib.Path(sora_jax.weights.__file__).parent / name
-    found = autoencoder.load_autoencoder(str(shipped if shipped.is_dir() else name))
+    """Raises: ValueError for a name that is none, OSError or ValueError for damaged files."""
+    path, shipped = pathlib.Path(name), store.shipped("vae.safetensors")
+    places = (path, path / "vae.safetensors", path / "model" / "vae.safetensors")
+    if name not in shipped and not any(place.is_file() for place in places):
+      raise ValueError(
+        f"no VAE {name!r}: it is neither a folder with vae.safetensors, nor such a file, nor a "
+        f"shipped name ({', '.join(shipped) or 'none is shipped'}); train configs/vae.py:tiny first"
+      )
+    found = autoencoder.load_autoencoder(name)
     self.config, self.variables = found.network.config, jax.tree.map(jnp.asarray, found.variables)
     self._encode = jax.jit(vae.encode, static_argnums=0)
     self._decode = jax.jit(vae.decode, static_argnums=0)
@@ -110,6 +170,24 @@ def trained_world(folder: pathlib.Path) -> WorldConfig | None:
   return WorldConfig(**data["world"]) if data.get("source") == "world" else None
 
 
+def trained_worlds(folder: pathlib.Path, newest: int) -> list[WorldConfig]:
+  """The worlds of the `newest` last legs of each of a model's transformers, the last first, each
+  once: legs that they share, and legs that went on with a world, count once. Empty where its files
+  tell of none."""
+  found: dict[WorldConfig, None] = {}
+  for name in folder_lib.DENOISERS:
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+      continue
+    story = store.load(path)[2]["provenance"] or {}
+    legs = story.get("legs") or [story]
+    for leg in reversed(legs[-newest:]):
+      data = leg.get("config", {}).get("data", {})
+      if data.get("source") == "world":
+        found.setdefault(WorldConfig(**data["world"]))
+  return list(found)
+
+
 def plain_world(folder: pathlib.Path) -> WorldConfig:
   """That world, narrowed to clips of constant motion in the plain style, each word once: what was
   trained on more often is not asked for more often. The default world's words for a model whose
@@ -125,6 +203,31 @@ def plain_world(folder: pathlib.Path) -> WorldConfig:
   return dataclasses.replace(
     trained, levels=(1,), motions=("constant",), image_fraction=0.0, styles=("plain",), **words
   )
+
+
+def wishes(
+  world: WorldConfig,
+  count: int,
+  split: str,
+  asked: Sequence[tuple[int, int]],
+  frames: Sequence[int],
+  seed: int,
+) -> list[Wish]:
+  """`count` wishes for each size asked for, the sizes in turn, no two groups with the same prompts.
+
+  Args: frames: lengths, taken in turn.  seed: of the prompts.
+  """
+  groups = []
+  for k, size in enumerate(asked):
+    group = []
+    for j, number in enumerate(frames):
+      seeded = dataclasses.replace(world, seed=1000 + seed + 10 * k + j)
+      some = count // len(frames) + (j < count % len(frames))
+      if some:
+        found = prompts(seeded, some, size=size, frames=number, split=split)
+        group += [Wish(text, size, number, float(truth["fps"]), truth) for text, truth in found]
+    groups.append(group)
+  return [wish for turn in zip(*groups) for wish in turn]
 
 
 def above(videos: list[np.ndarray], gap: int = 2) -> np.ndarray:

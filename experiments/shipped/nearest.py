@@ -1,9 +1,11 @@
 """Which training clip is a sample nearest to?
 
-The clips are those of the training world itself, of the sample's size and length. A sample that
-copies one lies much nearer to it than an unseen clip of the same prompt lies to its own neighbour.
+The clips are those of the training worlds themselves, of the sample's size and length. A sample
+that copies one lies much nearer to it than an unseen clip of the same prompt lies to its own
+neighbour.
 """
 
+import collections
 import dataclasses
 
 import harness
@@ -27,13 +29,30 @@ class Neighbour:
       self.distance, self.clip = distance, clip
 
 
-def training_clips(world, size, frames, most):
-  """Up to `most` clips of a training world that have a size and length.
+def holding(worlds, size, frames):
+  """The training worlds that have clips of a size and length.
 
-  If it has none, those of the same world at that size and length.
+  If none has, the same worlds at that size and length.
   """
-  if size not in world.sizes or frames not in world.frames:
-    world = dataclasses.replace(world, sizes=(size,), frames=(frames,), image_fraction=0.0)
+  return [w for w in worlds if size in w.sizes and frames in w.frames] or [
+    dataclasses.replace(w, sizes=(size,), frames=(frames,), image_fraction=0.0) for w in worlds
+  ]
+
+
+def training_clips(worlds, size, frames, most):
+  """(number of the world, clip): up to `most` clips of training worlds that have a size and length,
+  as many of each world as of any other up to one."""
+  worlds = holding(worlds, size, frames)
+  for k, world in enumerate(worlds):
+    share = most // len(worlds) + (k < most % len(worlds))
+    for clip in clips_of(world, size, frames, share):
+      yield k, clip
+
+
+def clips_of(world, size, frames, most):
+  """Up to `most` clips of a world that have a size and length."""
+  if most < 1:
+    return
   clips, found = World(world), 0
   for index in range(len(clips)):
     truth = clips.scene(index).truth
@@ -44,27 +63,41 @@ def training_clips(world, size, frames, most):
         return
 
 
-def show(cards, world, most, path):
+def unseen(world, wish):
+  """A clip of a wish's prompt and shape that no training has seen."""
+  asked = wish.truth["objects"][0]
+  clip = World(
+    dataclasses.replace(
+      world, levels=(1,), motions=("constant",), sizes=(wish.size,), frames=(wish.frames,),
+      fps=(wish.fps,), colors=asked["color"], shapes=asked["shape"],
+      directions=asked["direction"], backgrounds=wish.truth["background"],
+      styles=wish.truth["style"], image_fraction=0.0, split="test", seed=3000, num_clips=1,
+    )
+  )[0]  # fmt: skip
+  assert clip.captions["short"] == wish.prompt, (clip.captions["short"], wish.prompt)
+  return clip
+
+
+def show(cards, worlds, most, path):
   """Finds the neighbours of (wish, video, ...) and draws them below the samples.
 
-  Returns: for each, its distance, and that of an unseen clip of the same prompt and shape.
+  Args: worlds: of training, the newest first, whose like the unseen clips are.  most: clips of a
+    size and length that are looked at, of all worlds together.
+  Returns: for each, its distance, that of an unseen clip of the same prompt and shape, and of how
+    many worlds and clips these are the nearest.
   """
-  rows, seen_clips = [], []
-  for wish, video, *_ in cards:
-    unseen = dataclasses.replace(
-      world, levels=(1,), motions=("constant",), sizes=(wish.size,), frames=(wish.frames,),
-      fps=(wish.fps,), colors=wish.truth["objects"][0]["color"],
-      shapes=wish.truth["objects"][0]["shape"], backgrounds=wish.truth["background"],
-      styles=wish.truth["style"], image_fraction=0.0, split="test", seed=3000, num_clips=1,
-    )  # fmt: skip
-    seen_clips.append(World(unseen)[0])
-    rows.append((Neighbour(video), Neighbour(seen_clips[-1].video_THWC)))
+  rows = [
+    (Neighbour(video), Neighbour(unseen(worlds[0], wish).video_THWC)) for wish, video, *_ in cards
+  ]
   progress = harness.Progress("neighbours", len(cards), every=5)
   groups = {}
   for i, (wish, *_) in enumerate(cards):
     groups.setdefault((wish.size, wish.frames), []).append(i)
+  searched = {}
   for (size, frames), members in groups.items():
-    for clip in training_clips(world, size, frames, most):
+    of = searched[size, frames] = collections.Counter()
+    for k, clip in training_clips(worlds, size, frames, most):
+      of[k] += 1
       for i in members:
         for neighbour in rows[i]:
           neighbour.offer(clip)
@@ -72,8 +105,10 @@ def show(cards, world, most, path):
   videos, labels = [], []
   for (wish, video, *_), (own, _) in zip(cards, rows):
     videos.append(harness.above([video, own.clip.video_THWC]))
+    of = searched[wish.size, wish.frames]
     labels.append(
-      f"{wish.prompt}\nbelow, {own.distance:.1f} of 255 away: {own.clip.captions['short']}"
+      f"{wish.prompt}\nbelow, {own.distance:.1f} of 255 away: {own.clip.captions['short']} "
+      f"(nearest of {of.total()} clips of {len(of)} worlds)"
     )
   reports.contact_sheet(videos, labels, path, columns=2)
   return [
@@ -83,6 +118,8 @@ def show(cards, world, most, path):
       "nearest": own.clip.captions["short"],
       "distance": round(own.distance, 2),
       "distance_of_unseen_clip": round(other.distance, 2),
+      "worlds": len(searched[wish.size, wish.frames]),
+      "clips": searched[wish.size, wish.frames].total(),
     }
     for (wish, *_), (own, other) in zip(cards, rows)
   ]

@@ -63,8 +63,9 @@ def gather():
     raise SystemExit(f"release: {VAE.value} tells no training of a VAE; give the run that made it")
   if not DIT.value:
     return {"vae": vae}, {"vae": vae_story}, None
-  source = folder_lib.find(DIT.value)
-  networks = folder_lib.read(source)
+  with harness.refusing():
+    source = folder_lib.find(DIT.value)
+    networks = folder_lib.read(source)
   if not same_latents(vae, networks["vae"]):
     raise SystemExit(f"release: {DIT.value} was trained on latents of another VAE than {VAE.value}")
   if SAMPLING.value:

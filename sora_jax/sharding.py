@@ -62,8 +62,8 @@ def check_shape(shape: tuple[int, ...]) -> None:
   wrong = [size for size in shape if not isinstance(size, int) or (size < 1 and size != -1)]
   if len(shape) != len(MESH_AXES) or wrong or list(shape).count(-1) > 1:
     raise ValueError(
-      f"mesh {tuple(shape)}: it must be four sizes ({', '.join(MESH_AXES)}), each 1 or more, and at"
-      " most one -1 for the devices that are left"
+      f"mesh is {tuple(shape)}; it must be four sizes ({', '.join(MESH_AXES)}), each 1 or more, but"
+      " for one that may be -1: the devices that are left"
     )
 
 

@@ -369,7 +369,7 @@ NOWHERE = "/proc/nowhere/x.mkv"
     ("edit", {"video": "a", "out": "x.png"}, "--out=x.png: edit makes 5 frames .*a .png holds one"),
     ("extend", {"video": "picture", "forward": 2, "out": "x.png"}, "extend makes 3 frames"),
     ("interpolate", {"video": "b", "factor": 3, "out": "x.png"}, "interpolate makes 7 frames"),
-    ("outpaint", {"video": "a", "size": ["17000x32"]}, "17000x32, and such a file takes at most"),
+    ("outpaint", {"video": "a", "size": ["17000x32"], "out": "x.mp4"}, "17000x32, and such a file"),
     ("animate", {"image": "picture", "out": "x.png"}, "animate makes 17 frames"),
     ("connect", {"start": "a", "end": "fast"}, "--start=.*a.mkv has 12, --end=.*fast.mkv has 24 fra"
      "mes per second; .*--fps"),
@@ -410,7 +410,10 @@ def test_mistakes_are_named_before_the_model_is_loaded(
     ({"prompt": None}, "--prompt is missing"),
     ({"size": ["96by64"]}, "--size=96by64; write WIDTHxHEIGHT"),
     ({"size": ["0x64"]}, "--size=0x64"),
-    ({"size": ["32x17000"]}, "32x17000, and such a file takes at most 16384 pixels a side"),
+    (
+      {"size": ["32x17000"], "out": "a.mp4"},
+      "32x17000, and such a file takes at most 16384 pixels a side",
+    ),
     ({"frames": [0]}, "--frames=0; it must be at least 1"),
     ({"seed": [-1]}, "--seed=-1"),
     ({"fps": 0.0}, "--fps=0.0; it must be at least 0.001"),

@@ -395,7 +395,8 @@ AWKWARD = (  # what generated files cannot stand for; tests/test_prepare.py read
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_awkward_real_media(real_media, name):
-  rows = [json.loads(line) for line in (real_media / "dev" / "clips.jsonl").open()]
+  listed = (real_media / "dev" / "clips.jsonl").read_text()
+  rows = [json.loads(line) for line in listed.splitlines()]
   row = next(row for row in rows if row["file"] == name)
   got = decode(real_media / "dev" / name, short_side=32)
   assert len(got.video_THWC) == row["num_frames"]

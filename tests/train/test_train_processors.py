@@ -46,7 +46,7 @@ def test_sizes_that_are_no_whole_numbers_are_refused_too():
     "  try:\n"
     "    loop.LoopConfig(4, mesh=mesh)\n"
     "  except ValueError as error:\n"
-    "    assert str(error).startswith(f'train.mesh {mesh}: it must be four sizes'), error\n"
+    "    assert str(error).startswith(f'train.mesh is {mesh}; it must be four sizes'), error\n"
     "  else:\n"
     "    raise AssertionError(mesh)\n"
   )

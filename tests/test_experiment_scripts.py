@@ -80,10 +80,10 @@ def test_arguments_that_cannot_be_used_end_scripts_with_one_line(tmp_path):
       f"release: {no_model}",
     ),
     ("benchmarks/prompting.py", (out, f"--model={missing}"), f"prompting: {no_model}"),
-    ("benchmarks/prompting.py", (out, "--sizes=48"), "prompting: --sizes: '48' is no size; give "),
+    ("benchmarks/prompting.py", (out, "--sizes=48"), "prompting: --sizes=48; give WIDTHxHEIGHT"),
     ("benchmarks/prompting.py", (blocked,), f"prompting: {blocked}: Not a directory; give "),
     ("benchmarks/long.py", (out, f"--model={missing}"), f"long: {no_model}"),
-    ("benchmarks/long.py", (out, "--size=48"), "long: --size: '48' is no size; give "),
+    ("benchmarks/long.py", (out, "--size=48"), "long: --size=48; give WIDTHxHEIGHT"),
     ("benchmarks/sampler.py", (f"--model={missing}",), f"sampler: {no_model}"),
     (
       "benchmarks/checkpoints.py", (f"--workdir={missing}",),

@@ -15,9 +15,9 @@ import pathlib
 import tempfile
 import time
 
-import arguments
 import numpy as np
 
+from sora_jax.evaluation import arguments
 from sora_jax.tasks import build
 from sora_jax.tasks.typed import typed, without
 from sora_jax.train import loop

@@ -5,12 +5,11 @@ import math
 import pathlib
 import time
 
-import arguments
 import numpy as np
 from absl import flags
 
 from sora_jax.data.world import World, WorldConfig, captions, vocabulary
-from sora_jax.evaluation import detectors, metrics, reports, seams
+from sora_jax.evaluation import arguments, detectors, metrics, reports, seams
 from sora_jax.prompting import tasks, timeline
 
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")

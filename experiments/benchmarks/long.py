@@ -17,7 +17,6 @@ import resource
 import sys
 import time
 
-import arguments
 import jax
 import numpy as np
 from absl import app, flags
@@ -25,7 +24,7 @@ from absl import app, flags
 from sora_jax import model as model_lib
 from sora_jax.data import writing
 from sora_jax.data.world import WorldConfig, prompts, vocabulary
-from sora_jax.evaluation import detectors, release, reports, seams
+from sora_jax.evaluation import arguments, detectors, release, reports, seams
 
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
 VIDEOS = flags.DEFINE_integer("videos", 8, "Prompts, one video each.")

@@ -17,7 +17,6 @@ import json
 import sys
 import time
 
-import arguments
 import ground
 import numpy as np
 from absl import app
@@ -25,7 +24,7 @@ from absl import app
 from sora_jax import model as model_lib
 from sora_jax.data import transforms
 from sora_jax.data.world import captions, vocabulary
-from sora_jax.evaluation import detectors, metrics, seams
+from sora_jax.evaluation import arguments, detectors, metrics, seams
 from sora_jax.prompting import tasks, timeline
 
 

@@ -12,11 +12,11 @@ import json
 import os
 import time
 
-import arguments
 import jax
 import numpy as np
 
 import sora_jax
+from sora_jax.evaluation import arguments
 
 PROMPT = "a red circle moves right on a black background"
 SIZES = ((96, 64), (64, 96), (64, 64), (48, 48), (96, 64), (80, 48), (48, 80), (64, 48))

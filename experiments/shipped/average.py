@@ -20,6 +20,7 @@ import sys
 import numpy as np
 from absl import app, flags
 
+from sora_jax.evaluation import arguments
 from sora_jax.weights import folder as folder_lib
 from sora_jax.weights import store
 
@@ -73,11 +74,9 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   shares = read_shares()
-  try:
+  with arguments.refusing():
     folders = [folder_lib.find(name) for name in MODELS.value]
     networks = [folder_lib.read(folder) for folder in folders]
-  except (OSError, ValueError) as error:
-    raise SystemExit(f"average: {error}") from error
   names = {name for each in networks for name in each} - {"vae"}
   made = {name: averaged(networks, shares, name) for name in sorted(names, reverse=True)}
   tokenizer = folders[-1] / folder_lib.TOKENIZER_NAME

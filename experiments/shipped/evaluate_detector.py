@@ -15,7 +15,7 @@ import numpy as np
 from absl import app, flags
 
 from sora_jax.data.world import World, WorldConfig, vocabulary
-from sora_jax.evaluation import detectors, release, reports
+from sora_jax.evaluation import arguments, detectors, release, reports
 
 COUNT = flags.DEFINE_integer("clips", 100, "Clips of each size.")
 SIZES = flags.DEFINE_list("sizes", list(harness.DIT_SIZES), "WIDTHxHEIGHT, comma-separated.")
@@ -28,7 +28,7 @@ AIMS = {"true": 0.99, "reconstructed": 0.98}
 
 def all_clips():
   """(style, clip), one after the other."""
-  with harness.refusing():
+  with arguments.refusing():
     worlds = [
       (style, World(
         WorldConfig(
@@ -57,7 +57,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   started, path = time.perf_counter(), harness.out()
-  with harness.refusing():
+  with arguments.refusing():
     autoencoder = harness.Autoencoder(harness.MODEL.value)
   found = {"true": [], "reconstructed": []}
   by_style = {style: [] for style in STYLES.value}

@@ -23,7 +23,7 @@ from absl import app, flags
 
 from sora_jax import model as model_lib
 from sora_jax.data.world import prompts
-from sora_jax.evaluation import detectors, release, reports, seams
+from sora_jax.evaluation import arguments, detectors, release, reports, seams
 from sora_jax.tasks.report import Wish
 from sora_jax.weights import folder as folder_lib
 
@@ -155,7 +155,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   started, path = time.perf_counter(), harness.out()
-  with harness.refusing():
+  with arguments.refusing():
     folder = folder_lib.find(harness.MODEL.value)
     world, trained = harness.plain_world(folder), harness.trained_world(folder)
     asked = wishes(world, PROMPTS.value, "test")

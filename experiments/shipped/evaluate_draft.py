@@ -17,7 +17,7 @@ from absl import app, flags
 
 from sora_jax import model as model_lib
 from sora_jax.data import transforms
-from sora_jax.evaluation import detectors, release, reports
+from sora_jax.evaluation import arguments, detectors, release, reports
 from sora_jax.weights import folder as folder_lib
 
 PROMPTS = flags.DEFINE_integer("prompts", 24, "Held-out prompts for each size.", lower_bound=1)
@@ -60,7 +60,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   started, path = time.perf_counter(), harness.out()
-  with harness.refusing():
+  with arguments.refusing():
     folder = folder_lib.find(harness.MODEL.value)
     sizes, frames = harness.sizes(FULL_SIZES.value, "full_sizes"), harness.counts(FRAMES.value)
     world = harness.plain_world(folder)

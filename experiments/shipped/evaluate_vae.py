@@ -17,7 +17,7 @@ from absl import app, flags
 
 from sora_jax.data import clips
 from sora_jax.data.world import World, WorldConfig, vocabulary
-from sora_jax.evaluation import metrics, release, reports
+from sora_jax.evaluation import arguments, metrics, release, reports
 
 COUNT = flags.DEFINE_integer("clips", 60, "Clips of each level.")
 MEDIA = flags.DEFINE_string("media", None, "Folder of filmed clips and photographs to report on.")
@@ -130,7 +130,7 @@ def main(argv):
       f"evaluate_vae: --media={MEDIA.value} is no folder; give one of clips, or none"
     )
   path = harness.out()
-  with harness.refusing():
+  with arguments.refusing():
     autoencoder = harness.Autoencoder(harness.MODEL.value)
   figures, shown, labels = measure_world(autoencoder)
   reports.contact_sheet(shown, labels, path / "vae.png", frames=5, columns=2)

@@ -1,10 +1,8 @@
 """What the scripts of this folder share: flags, progress, the models, the last line."""
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -17,6 +15,7 @@ from absl import flags
 
 from sora_jax.data import transforms
 from sora_jax.data.world import WorldConfig, prompts
+from sora_jax.evaluation import arguments
 from sora_jax.nn import vae
 from sora_jax.tasks import autoencoder
 from sora_jax.tasks.report import Wish
@@ -29,28 +28,11 @@ DIT_SIZES = ("72x40", "56x40", "48x48", "40x56", "40x72")
 """One size in whole tokens for each of the aspect ratios 16:9, 4:3, 1:1, 3:4 and 9:16."""
 
 
-def script() -> str:
-  """Its name, at the head of a line that says what is wrong."""
-  return pathlib.Path(sys.argv[0]).stem
-
-
-@contextlib.contextmanager
-def refusing():
-  """Around what reads arguments: what they name wrongly ends the script with one line."""
-  try:
-    yield
-  except (OSError, ValueError) as error:
-    raise SystemExit(f"{script()}: {error}") from error
-
-
 def sizes(words: list[str], flag: str = "sizes") -> list[tuple[int, int]]:
   """["64x36"] to [(64, 36)].  Raises: ValueError that names the flag for what is no such list."""
-  found = [tuple(whole(side) for side in word.split("x")) for word in words]
-  if not found or not all(len(size) == 2 and all(size) for size in found):
-    raise ValueError(
-      f"--{flag}={','.join(words)}; give WIDTHxHEIGHT in pixels, comma-separated, like 72x40,48x48"
-    )
-  return found
+  if not words:
+    raise ValueError(f"--{flag} is empty; give WIDTHxHEIGHT in pixels, comma-separated")
+  return [arguments.size(word, flag) for word in words]
 
 
 def counts(words: list[str], flag: str = "frames") -> list[int]:
@@ -96,15 +78,8 @@ def say(line: str) -> None:
 def out() -> pathlib.Path:
   """The folder of what is written; made if it is not there. Asked for before the work begins, since
   it ends the script if nothing can be written there."""
-  path = pathlib.Path(OUT.value)
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    wrong = None if os.access(path, os.W_OK) else "it is not writable"
-  except OSError as error:
-    wrong = error.strerror
-  if wrong:
-    raise SystemExit(f"{script()}: --out={path}: {wrong}; give a folder that can be written")
-  return path
+  with arguments.refusing():
+    return arguments.folder(OUT.value)
 
 
 def finite(value):

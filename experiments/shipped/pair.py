@@ -15,6 +15,7 @@ import pathlib
 
 from absl import app, flags
 
+from sora_jax.evaluation import arguments
 from sora_jax.weights import folder as folder_lib
 from sora_jax.weights import store
 
@@ -29,11 +30,9 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   if not 0 < ABOVE.value < 1:
     raise SystemExit(f"pair: --above={ABOVE.value:g}; give a time between 0 and 1")
-  try:
+  with arguments.refusing():
     place = folder_lib.find(LOW.value)
     low, other = folder_lib.read(place), folder_lib.read(folder_lib.find(HIGH.value))
-  except (OSError, ValueError) as error:
-    raise SystemExit(f"pair: {error}") from error
   high = other.get(store.HIGH, other["dit"])
   config = {"network": high.config["network"], "above": ABOVE.value}
   both = low | {store.HIGH: folder_lib.Network(high.tree, config, high.story)}

@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from sora_jax import model as model_lib
-from sora_jax.evaluation import release
+from sora_jax.evaluation import arguments, release
 from sora_jax.weights import folder as folder_lib
 from sora_jax.weights import store
 
@@ -63,7 +63,7 @@ def gather():
     raise SystemExit(f"release: {VAE.value} tells no training of a VAE; give the run that made it")
   if not DIT.value:
     return {"vae": vae}, {"vae": vae_story}, None
-  with harness.refusing():
+  with arguments.refusing():
     source = folder_lib.find(DIT.value)
     networks = folder_lib.read(source)
   if not same_latents(vae, networks["vae"]):

@@ -222,8 +222,8 @@ def small(model_folder):
   return sora_jax.load(model_folder)
 
 
-def test_a_long_video_is_compiled_once_and_told_in_windows(small):
-  model, lines, kept = small, [], {}
+def test_a_long_video_is_compiled_once_and_told_in_windows(model_folder):
+  model, lines, kept = sora_jax.load(model_folder), [], {}  # of its own: others compile more
   how = {"size": (4, 4), "fps": 24.0, "window": 9, "steps": 1, "least_fps": 0.0, "seed": 7}
   chunks = list(model.long(PROMPT, 60, **how, kept=kept, progress=lines.append))
   video = np.concatenate(chunks)

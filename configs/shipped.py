@@ -105,10 +105,18 @@ TASKS = (
   "early",
   "onward",
   "rebounds",
+  "paces",
   "late",
   "stars",
 )
-TWO = ("early", "onward", "rebounds", "late", "stars")  # a network for each part of the way
+TWO = (
+  "early",
+  "onward",
+  "rebounds",
+  "paces",
+  "late",
+  "stars",
+)  # a network for each part of the way
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",
@@ -277,7 +285,7 @@ def of_two_networks(c: ConfigDict, size: str) -> None:
     w.motions += ("cut",) * 4
     w.seed, d.prompts.head, d.prompts.near_noise = 67, 0.42, 0.75
     c.optimizer.lr = 1e-3
-  if size == "rebounds":
+  if size in ("rebounds", "paces"):
     w.motions = ("constant",) * 10 + ("bounce",) * 16 + ("gravity",) * 12
     w.motions += ("cut",) * 5 + ("morph", "swing") * 2
     w.sizes = 2 * SMALL[:1] + 3 * ASPECTS[:3] + ASPECTS[3:] + ((96, 64), (64, 96)) * 2
@@ -286,6 +294,12 @@ def of_two_networks(c: ConfigDict, size: str) -> None:
     d.prompts.staged, d.max_slots = 0.45, 40
     c.diffusion.time_low = 0.2
     c.optimizer.lr = 1e-3
+  if size == "paces":
+    w.motions = ("constant",) * 14 + ("bounce",) * 14 + ("gravity",) * 11
+    w.motions += ("cut",) * 9 + ("morph", "swing") * 2
+    w.slowest, w.slow_fraction, w.seed = 0.4, 0.4, 76
+    d.prompts.update({"head": 0.38, "tail": 0.38, "staged": 0.5})
+    c.optimizer.lr = 1.2e-3
   if size in ("late", "stars"):
     w.styles = ("plain",) * 6 + ("outline", "hatched", "night")
     w.motions = ("constant",) * 10 + ("bounce", "gravity", "cut") * 4 + ("morph", "swing") * 3

@@ -99,6 +99,8 @@ MEDIA = {
   "interpolate": ("video",),
 }  # fmt: skip
 """Verbs beside text and image, and the files that each needs."""
+COVERS = ("animate", "extend", "loop", "connect", "edit", "interpolate")
+"""Verbs whose files are scaled to cover --size, which may be done as they are decoded."""
 
 
 def main(argv: list[str]) -> None:
@@ -219,7 +221,12 @@ def read_given(verb: str) -> dict:
   named = {name: path for name in MEDIA[verb] if (path := flags.FLAGS[name].value)}
   takes = verb not in DEFAULT_FRAMES
   most = max(2, FRAMES.value[0]) if takes and FRAMES.value else None  # 2 tell it from a picture
-  read = functools.partial(given_lib.clip, most=2 if verb == "animate" else most, takes=takes)
+  size = parse_size(SIZE.value[0]) if SIZE.value else None
+  sized = verb in COVERS
+  read = functools.partial(
+    given_lib.clip, most=2 if verb == "animate" else most, size=size if sized else None,
+    takes=takes, sized=sized and size is None,
+  )  # fmt: skip
   files = {name: given_lib.opened(name, path, read) for name, path in named.items()}
   given = {name: None for name in MEDIA[verb]} | {n: f.video_THWC for n, f in files.items()}
   if verb == "animate" and len(given["image"]) > 1:
@@ -231,8 +238,8 @@ def read_given(verb: str) -> dict:
   given["fps"] = FPS.value
   if FPS.value is None:
     given["fps"] = given_lib.rate({n: f for n, f in files.items() if n != "mask"}, named)
-  if SIZE.value:
-    given["size"] = parse_size(SIZE.value[0])
+  if size:
+    given["size"] = size
   elif verb == "outpaint":
     raise ValueError("--size is missing; outpaint needs the size to reach, as WIDTHxHEIGHT")
   if verb == "inpaint":

@@ -174,12 +174,27 @@ def test_no_more_is_decoded_than_is_taken(run, media, tmp_path, monkeypatch):
   (path,) = run("edit", video=media["a"], frames=[3], **how)
   assert clips.decode(path).video_THWC.shape[0] == 3
   remedy = (
-    "--video=.*a.mkv: its first 4 frames fill .*; take fewer with --frames=N, or give a small"
+    "--video=.*a.mkv: its first 4 frames fill .*; take fewer with --frames=N, or hold them at the "
+    "size to be made with --size=WIDTHxHEIGHT, or give a smaller file$"
   )
   with pytest.raises(ValueError, match=remedy):
     run("edit", video=media["a"], **how)
-  with pytest.raises(ValueError, match="--start=.*; give a smaller or shorter file$"):
+  with pytest.raises(ValueError, match="--start=.*; hold them .*, or give a smaller or shorter"):
     run("connect", start=media["a"], end=media["b"], **how)
+  with pytest.raises(ValueError, match="--video=.*; take fewer with --frames=N, or give a smaller"):
+    run("outpaint", video=media["a"], size=["24x8"], **how)
+
+
+def test_frames_are_held_at_the_size_to_be_made(run, media, tmp_path, monkeypatch):
+  how = {"prompt": [PROMPT], "steps": 1, "size": ["8x8"], "forward": 2}
+  out = {name: str(tmp_path / f"{name}.mkv") for name in "ab"}
+  (whole,) = run("extend", video=media["a"], out=out["a"], **how)
+  number = len(clips.decode(media["a"]).video_THWC)
+  with monkeypatch.context() as patch:
+    decode = functools.partial(clips.decode, max_bytes=number * 8 * 8 * 3)
+    patch.setattr(clips, "decode", decode)
+    (held,) = run("extend", video=media["a"], out=out["b"], **how)
+  np.testing.assert_array_equal(clips.decode(held).video_THWC, clips.decode(whole).video_THWC)
 
 
 def test_a_loop_is_made_from_text_alone(run, tmp_path):

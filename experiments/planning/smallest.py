@@ -28,7 +28,7 @@ CONFIGS = {
   **{f"shipped:{leg}": "v5e" for leg in ("plain", "aspects", "large", "prompted", "tasks", "focus",
                                          "mixed", "polish", "motion", "speed", "paths",
                                          "usual", "bounces", "walls", "again", "early",
-                                         "onward", "rebounds", "late", "stars")},
+                                         "onward", "rebounds", "paces", "late", "stars")},
   **{f"vae:{size}": "v5e" for size in ("nano", "tiny", "tiny_second", "base", "xl")},
   **{f"dit:{size}": "v5e" for size in ("tiny", "small", "s", "b", "l", "xl")},
   "dit:3b": "v5p", "dit:10b": "v5p",

@@ -65,6 +65,7 @@ def decode(
   path: str | os.PathLike,
   *,
   short_side: int | None = None,
+  cover: transforms.Size | None = None,
   max_frames: int | None = None,
   max_pixels: int = MAX_PIXELS,
   max_bytes: int = MAX_BYTES,
@@ -72,7 +73,8 @@ def decode(
 ) -> Decoded:
   """Reads a video, an animation or a picture (one frame).
 
-  Args: short_side: shrinks while decoding; see `fit_short`.  max_frames: stops there.
+  Args: short_side: shrinks while decoding; see `fit_short`.  cover: brings each frame to this size
+    as it is decoded, as `transforms.cover` does.  max_frames: stops there.
     salvage: keeps the frames before the damage instead of refusing the file.
   Raises: FileNotFoundError; MediaError for what cannot be decoded ("46 of 150 frames decode") or is
   larger than `max_pixels`; TooLargeError for what would hold more than `max_bytes`.
@@ -80,6 +82,8 @@ def decode(
   with Reader(path, short_side=short_side, max_pixels=max_pixels) as reader:
     held, size = [], 0
     for _, frame_HWC in reader.frames():
+      if cover is not None:
+        frame_HWC = transforms.cover(frame_HWC[None], cover)[0]
       size += frame_HWC.nbytes
       if size > max_bytes:
         raise TooLargeError(

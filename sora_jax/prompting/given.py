@@ -35,19 +35,26 @@ def opened(name: str, path: str, read: Callable[[str], _T]) -> _T:
     raise ValueError(f"--{name}={path}: {error}") from error
 
 
-def clip(path: str | os.PathLike, most: int | None = None, *, takes: bool = True) -> Decoded:
+def clip(
+  path: str | os.PathLike, most: int | None = None, size: Size | None = None, *,
+  takes: bool = True, sized: bool = False,
+) -> Decoded:  # fmt: skip
   """A decoded file, or its first frames.
 
-  Args: most: frames to decode; None = all.  takes: whether --frames says how many to take of it.
+  Args: most: frames to decode; None = all.  size: each frame is scaled to cover it as it comes, so
+    that only that much is held.  takes: whether --frames says how many to take of it.  sized:
+    whether --size would say how large to hold them.
   Raises: OSError; ValueError for what cannot be decoded, or be held.
   """
   try:
-    return clips.decode(path, max_frames=most)
+    return clips.decode(path, cover=size, max_frames=most)
   except clips.TooLargeError as error:
-    remedy = "take fewer with --frames=N, or give a smaller file"
+    ways = ["take fewer with --frames=N"] if takes else []
+    ways += ["hold them at the size to be made with --size=WIDTHxHEIGHT"] if sized else []
+    ways += ["give a smaller file" if takes else "give a smaller or shorter file"]
     raise ValueError(
       f"its first {error.frames} frames fill {clips.MAX_BYTES >> 30} GiB, more are not held at "
-      f"once; {remedy if takes else 'give a smaller or shorter file'}"
+      f"once; {', or '.join(ways)}"
     ) from error
 
 

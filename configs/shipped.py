@@ -58,6 +58,8 @@ and a second network for high noise, from these (a quarter runs/dit11, see exper
     --config.train.minutes=66 --config.train.init_from=runs/dit22 --config.data.world.seed=74 \
     --config.data.world.slowest=0.4 --config.data.prompts.tail=0.32 \
     --config.data.prompts.head=0.4 --config.optimizer.lr=1.2e-3
+  python -m sora_jax.main --config=configs/shipped.py:paces --workdir=runs/dit24 \
+    --config.train.minutes=80 --config.train.init_from=runs/dit23
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
@@ -77,11 +79,12 @@ second network, for times above 0.5; it starts from walls and reads text as the 
 same with more cuts, nearer to pure noise, at half the rate. late: all kinds, for the first network,
 at times below 0.5, half of them below 0.1. stars: the same below 0.3, mostly stars, and a third of
 it cut. rebounds: onward with more that bounces and falls, at larger sizes, nearly half of what is
-prompted one latent frame ahead of another. again is not in what is shipped, and none from bounces
-to onward, and no rebounds, in its first network, which has seen plain, aspects in five starts with
-a changing recipe, large for an hour, prompted three times, tasks twice, and each of the others
-once, 14.9 hours in all, as its provenance tells; what it came to is in experiments/shipped, why
-aspects changed in experiments/latents.
+prompted one latent frame ahead of another. paces: the same, more of it in constant motion and cut,
+most of it at the usual speeds, and hardly any from text alone. again is not in what is shipped, and
+none from bounces to onward, no rebounds and no paces in its first network, which has seen plain,
+aspects in five starts with a changing recipe, large for an hour, prompted three times, tasks twice,
+and each of the others once, 14.9 hours in all, as its provenance tells; what it came to is in
+experiments/shipped, why aspects changed in experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 

@@ -80,11 +80,11 @@ same with more cuts, nearer to pure noise, at half the rate. late: all kinds, fo
 at times below 0.5, half of them below 0.1. stars: the same below 0.3, mostly stars, and a third of
 it cut. rebounds: onward with more that bounces and falls, at larger sizes, nearly half of what is
 prompted one latent frame ahead of another. paces: the same, more of it in constant motion and cut,
-most of it at the usual speeds, and hardly any from text alone. again is not in what is shipped, and
-none from bounces to onward, no rebounds and no paces in its first network, which has seen plain,
-aspects in five starts with a changing recipe, large for an hour, prompted three times, tasks twice,
-and each of the others once, 14.9 hours in all, as its provenance tells; what it came to is in
-experiments/shipped, why aspects changed in experiments/latents.
+most of it at the usual speeds. again is not in what is shipped, and none from bounces to onward, no
+rebounds and no paces in its first network, which has seen plain, aspects in five starts with a
+changing recipe, large for an hour, prompted three times, tasks twice, and each of the others once,
+14.9 hours in all, as its provenance tells; what it came to is in experiments/shipped, why aspects
+changed in experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 
@@ -93,6 +93,8 @@ from ml_collections import ConfigDict
 from configs import base, tiny
 from sora_jax.data.prompt_mix import KINDS
 
+TWO = ("early", "onward", "rebounds", "paces", "late", "stars")
+"""Legs of a network for each part of the way."""
 TASKS = (
   "tasks",
   "focus",
@@ -105,21 +107,8 @@ TASKS = (
   "bounces",
   "walls",
   "again",
-  "early",
-  "onward",
-  "rebounds",
-  "paces",
-  "late",
-  "stars",
+  *TWO,
 )
-TWO = (
-  "early",
-  "onward",
-  "rebounds",
-  "paces",
-  "late",
-  "stars",
-)  # a network for each part of the way
 SIZES = ("plain", "aspects", "large", "prompted", *TASKS)
 MOTIONS = ("constant",) * 24 + ("bounce", "gravity") * 2 + (
   "collide", "occlude", "leave", "pan", "zoom", "cut", "orbit", "paint", "eat", "game",

@@ -36,10 +36,11 @@ import time
 from absl import app, flags, logging
 
 from sora_jax.data import writing
+from sora_jax.data.transforms import parse_size
 from sora_jax.prompting import drafts, tasks, unfinished
 from sora_jax.prompting import given as given_lib
 from sora_jax.prompting import long as long_lib
-from sora_jax.prompting.given import parse_interval, parse_size
+from sora_jax.prompting.given import parse_interval
 
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to make. Repeat for several videos.")
 SIZE = flags.DEFINE_multi_string(
@@ -225,7 +226,7 @@ def read_given(verb: str) -> dict:
   sized = verb in COVERS
   read = functools.partial(
     given_lib.clip, most=2 if verb == "animate" else most, size=size if sized else None,
-    takes=takes, sized=sized and size is None,
+    takes=takes, sized=sized,
   )  # fmt: skip
   files = {name: given_lib.opened(name, path, read) for name, path in named.items()}
   given = {name: None for name in MEDIA[verb]} | {n: f.video_THWC for n, f in files.items()}

@@ -21,6 +21,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from sora_jax import sharding
+from sora_jax.data import transforms
 from sora_jax.planning import report, search
 from sora_jax.tasks import config_flag, planned
 from sora_jax.train import metrics
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
     else:
       plan = planned.run(
         config, _TOPOLOGY.value, _MESH.value, _PROGRAM.value, _QUICK.value,
-        None if _SIZE.value is None else planned.size_of(_SIZE.value), _FRAMES.value,
+        None if _SIZE.value is None else transforms.parse_size(_SIZE.value), _FRAMES.value,
       )  # fmt: skip
       print(report.text(plan), flush=True)
       fits = plan.fits

@@ -174,12 +174,14 @@ def test_no_more_is_decoded_than_is_taken(run, media, tmp_path, monkeypatch):
   (path,) = run("edit", video=media["a"], frames=[3], **how)
   assert clips.decode(path).video_THWC.shape[0] == 3
   remedy = (
-    "--video=.*a.mkv: its first 4 frames fill .*; take fewer with --frames=N, or hold them at the "
-    "size to be made with --size=WIDTHxHEIGHT, or give a smaller file$"
+    "--video=.*a.mkv: its first 4 frames fill .*; take fewer with --frames=N, or name a "
+    "smaller --size=WIDTHxHEIGHT, at which they are held, or give a smaller file$"
   )
   with pytest.raises(ValueError, match=remedy):
     run("edit", video=media["a"], **how)
-  with pytest.raises(ValueError, match="--start=.*; hold them .*, or give a smaller or shorter"):
+  with pytest.raises(
+    ValueError, match="--start=.*; name a smaller --size=.*, or give a smaller or shorter"
+  ):
     run("connect", start=media["a"], end=media["b"], **how)
   with pytest.raises(ValueError, match="--video=.*; take fewer with --frames=N, or give a smaller"):
     run("outpaint", video=media["a"], size=["24x8"], **how)
@@ -423,7 +425,7 @@ def test_mistakes_are_named_before_the_model_is_loaded(
     ({"out": None}, "--out is missing"),
     ({"out": "a.avi"}, r"\.avi"),
     ({"prompt": None}, "--prompt is missing"),
-    ({"size": ["96by64"]}, "--size=96by64; write WIDTHxHEIGHT"),
+    ({"size": ["96by64"]}, "--size=96by64; give WIDTHxHEIGHT"),
     ({"size": ["0x64"]}, "--size=0x64"),
     (
       {"size": ["32x17000"], "out": "a.mp4"},

@@ -188,7 +188,7 @@ def test_a_search_is_told_where_it_tries():
 @pytest.mark.parametrize(
   "out, flags, message",
   [
-    ("no.json", ["--size=4", "--program=sample"], "--size=4: expected"),
+    ("no.json", ["--size=4", "--program=sample"], "--size=4; give WIDTHxHEIGHT"),
     ("missing/no.json", [], "--out=.*missing/no.json cannot be written: No such file or directory"),
     ("missing/no.json", ["--search"], "--out=.*missing/no.json cannot be written"),
     ("", [], "--out=.* cannot be written: it is a folder; name a file"),

@@ -8,8 +8,9 @@ import time
 import numpy as np
 from absl import flags
 
+from sora_jax.data import transforms
 from sora_jax.data.world import World, WorldConfig, captions, vocabulary
-from sora_jax.evaluation import arguments, detectors, metrics, reports, seams
+from sora_jax.evaluation import detectors, metrics, reports, seams
 from sora_jax.prompting import tasks, timeline
 
 MODEL = flags.DEFINE_string("model", "tiny", "Shipped name, model folder or work directory.")
@@ -106,7 +107,7 @@ def parse(words):
   """[(96, 64)] of ["96x64"].  Raises: ValueError that names --sizes."""
   if not words:
     raise ValueError("--sizes is empty; give WIDTHxHEIGHT in pixels, comma-separated, like 48x48")
-  return WorldConfig(sizes=[arguments.size(word, "sizes") for word in words]).sizes
+  return WorldConfig(sizes=[transforms.parse_size(word, "sizes") for word in words]).sizes
 
 
 class Maker:

@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from sora_jax import model as model_lib
-from sora_jax.data import writing
+from sora_jax.data import transforms, writing
 from sora_jax.data.world import WorldConfig, prompts, vocabulary
 from sora_jax.evaluation import arguments, detectors, release, reports, seams
 
@@ -91,7 +91,7 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   began = time.perf_counter()
   with arguments.refusing():
-    out, size = arguments.folder(OUT.value), arguments.size(SIZE.value, "size")
+    out, size = arguments.folder(OUT.value), transforms.parse_size(SIZE.value)
     world = WorldConfig(motions=MOTION.value, split="test", seed=11, radius=(0.18, 0.26))
     pairs = prompts(world, VIDEOS.value, size=size, frames=17)
     model = model_lib.load(MODEL.value)

@@ -32,7 +32,7 @@ def sizes(words: list[str], flag: str = "sizes") -> list[tuple[int, int]]:
   """["64x36"] to [(64, 36)].  Raises: ValueError that names the flag for what is no such list."""
   if not words:
     raise ValueError(f"--{flag} is empty; give WIDTHxHEIGHT in pixels, comma-separated")
-  return [arguments.size(word, flag) for word in words]
+  return [transforms.parse_size(word, flag) for word in words]
 
 
 def counts(words: list[str], flag: str = "frames") -> list[int]:

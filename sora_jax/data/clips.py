@@ -7,6 +7,7 @@ rates (their average), tags that are not UTF-8.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -73,16 +74,16 @@ def decode(
 ) -> Decoded:
   """Reads a video, an animation or a picture (one frame).
 
-  Args: short_side: shrinks while decoding; see `fit_short`.  cover: brings each frame to this size
-    as it is decoded, as `transforms.cover` does.  max_frames: stops there.
-    salvage: keeps the frames before the damage instead of refusing the file.
+  Args: short_side: shrinks while decoding; see `fit_short`.  cover: scales frames of more
+    pixels than this size to cover it as they are decoded, see `transforms.cover`.
+    max_frames: stops there.  salvage: keeps the frames before the damage of a file.
   Raises: FileNotFoundError; MediaError for what cannot be decoded ("46 of 150 frames decode") or is
   larger than `max_pixels`; TooLargeError for what would hold more than `max_bytes`.
   """
   with Reader(path, short_side=short_side, max_pixels=max_pixels) as reader:
     held, size = [], 0
     for _, frame_HWC in reader.frames():
-      if cover is not None:
+      if cover is not None and math.prod(cover) < math.prod(frame_HWC.shape[:2]):
         frame_HWC = transforms.cover(frame_HWC[None], cover)[0]
       size += frame_HWC.nbytes
       if size > max_bytes:

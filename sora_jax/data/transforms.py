@@ -53,6 +53,15 @@ def orient(frame_HWC: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
   return frame_HWC[:: 1 if y_sign > 0 else -1, :: 1 if x_sign > 0 else -1]
 
 
+def parse_size(text: str, flag: str = "size") -> Size:
+  """(width, height) of a flag's "96x64".  Raises: ValueError that names the flag."""
+  parts = [part.strip() for part in text.lower().split("x")]
+  sides = [int(part) if part.isascii() and part.isdigit() else 0 for part in parts]
+  if len(sides) != 2 or not all(sides):
+    raise ValueError(f"--{flag}={text}; give WIDTHxHEIGHT in pixels, like 96x64")
+  return sides[0], sides[1]
+
+
 def resize(video: np.ndarray, size: Size) -> np.ndarray:
   """Resizes every frame of uint8 [T, H, W, 3] to (width, height), anti-aliased bicubic.
 

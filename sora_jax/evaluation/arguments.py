@@ -17,14 +17,6 @@ def refusing() -> Iterator[None]:
     raise SystemExit(f"{pathlib.Path(sys.argv[0]).stem}: {error}") from error
 
 
-def size(word: str, flag: str) -> tuple[int, int]:
-  """(width, height) of "96x64".  Raises: ValueError that names the flag."""
-  sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in word.split("x")]
-  if len(sides) != 2 or not all(sides):
-    raise ValueError(f"--{flag}={word}; give WIDTHxHEIGHT in pixels, like 48x48")
-  return sides[0], sides[1]
-
-
 def folder(name: str) -> pathlib.Path:
   """The folder --out of what is written; made if it is not there.
 

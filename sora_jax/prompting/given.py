@@ -41,16 +41,16 @@ def clip(
 ) -> Decoded:  # fmt: skip
   """A decoded file, or its first frames.
 
-  Args: most: frames to decode; None = all.  size: each frame is scaled to cover it as it comes, so
-    that only that much is held.  takes: whether --frames says how many to take of it.  sized:
-    whether --size would say how large to hold them.
+  Args: most: frames to decode; None = all.  size: larger frames are scaled to cover it as they
+    come, so that no more is held.  takes: whether --frames says how many to take of it.  sized:
+    whether --size says how large to hold them.
   Raises: OSError; ValueError for what cannot be decoded, or be held.
   """
   try:
     return clips.decode(path, cover=size, max_frames=most)
   except clips.TooLargeError as error:
     ways = ["take fewer with --frames=N"] if takes else []
-    ways += ["hold them at the size to be made with --size=WIDTHxHEIGHT"] if sized else []
+    ways += ["name a smaller --size=WIDTHxHEIGHT, at which they are held"] if sized else []
     ways += ["give a smaller file" if takes else "give a smaller or shorter file"]
     raise ValueError(
       f"its first {error.frames} frames fill {clips.MAX_BYTES >> 30} GiB, more are not held at "
@@ -160,14 +160,6 @@ def spread(given: dict[str, list]) -> dict[str, list]:
         "once per video"
       )
   return {name: values * (number // len(values)) for name, values in given.items()}
-
-
-def parse_size(text: str) -> Size:
-  """(width, height) of "96x64".  Raises: ValueError."""
-  parts = text.lower().split("x")
-  if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
-    raise ValueError(f"--size={text}; write WIDTHxHEIGHT in pixels, for example --size=96x64")
-  return int(parts[0]), int(parts[1])
 
 
 def parse_interval(texts: Sequence[str] | None) -> tuple[float, float] | None:

@@ -118,12 +118,3 @@ def mesh_shape(text: str) -> tuple[int, ...]:
       raise ValueError(f"--mesh={text}: {axis} is given twice; give each axis once")
     sizes[axis] = int(size)
   return tuple(sizes.get(axis, 1) for axis in sharding.MESH_AXES)
-
-
-def size_of(text: str) -> tuple[int, int]:
-  """(width, height) of "1920x1080".  Raises: ValueError for what is no size."""
-  found = re.fullmatch("([0-9]+)x([0-9]+)", text)
-  width, height = (int(side) for side in found.groups()) if found else (0, 0)
-  if not width * height:
-    raise ValueError(f"--size={text}: expected WIDTHxHEIGHT in pixels, like 1920x1080")
-  return width, height

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sora_jax.data import clips, hdr, pictures
+from sora_jax.data import clips, hdr, pictures, transforms
 from sora_jax.data.clips import MediaError, decode, write_video
 
 RED, GREEN = (220, 40, 30), (30, 180, 60)
@@ -292,6 +292,15 @@ def test_frames_held_are_bounded(tmp_path):
   assert caught.value.frames == pickle.loads(pickle.dumps(caught.value)).frames == 10
   small = decode(path, short_side=12, max_bytes=60 * 12 * 16 * 3)
   assert small.video_THWC.shape == (60, 12, 16, 3)
+
+
+def test_frames_are_only_made_smaller_as_they_are_decoded(tmp_path):
+  path = moving_file(tmp_path / "a.mp4")
+  whole = decode(path).video_THWC
+  assert whole.shape[1:3] == (48, 64)
+  small = decode(path, cover=(20, 30), max_bytes=60 * 20 * 30 * 3).video_THWC
+  np.testing.assert_array_equal(small, transforms.cover(whole, (20, 30)))
+  np.testing.assert_array_equal(decode(path, cover=(65, 48)).video_THWC, whole)
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,12 @@ def test_sizes_are_padded_by_the_edge():
   np.testing.assert_array_equal(out[:, :7, :9], video)
   np.testing.assert_array_equal(out[:, 7, 9:], np.repeat(video[:, -1:, -1], 7, axis=1))
   assert transforms.pad_size(out, 8) is out
+
+
+@pytest.mark.parametrize(
+  "text", ["96", "96by64", "0x64", "96x64x2", "-96x64", "x", "", "9.5x4", "²x4"]
+)
+def test_a_size_that_is_none_is_named(text):
+  with pytest.raises(ValueError, match=f"^--sizes={text}; give WIDTHxHEIGHT in pixels"):
+    transforms.parse_size(text, "sizes")
+  assert transforms.parse_size("96X 64") == (96, 64)

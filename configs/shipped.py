@@ -60,6 +60,10 @@ and a second network for high noise, from these (a quarter runs/dit11, see exper
     --config.data.prompts.head=0.4 --config.optimizer.lr=1.2e-3
   python -m sora_jax.main --config=configs/shipped.py:paces --workdir=runs/dit24 \
     --config.train.minutes=80 --config.train.init_from=runs/dit23
+  python -m sora_jax.main --config=configs/shipped.py:shots --workdir=runs/dit25 \
+    --config.train.minutes=78 --config.train.init_from=runs/dit24
+  python -m sora_jax.main --config=configs/shipped.py:looks --workdir=runs/dit26 \
+    --config.train.minutes=34 --config.train.init_from=runs/dit25
 
 plain: all colours, shapes, directions and backgrounds, one object in constant motion, small clips,
 many stills. aspects: the sizes that it is asked for beside the small ones, up to 17 frames; some
@@ -80,11 +84,12 @@ same with more cuts, nearer to pure noise, at half the rate. late: all kinds, fo
 at times below 0.5, half of them below 0.1. stars: the same below 0.3, mostly stars, and a third of
 it cut. rebounds: onward with more that bounces and falls, at larger sizes, nearly half of what is
 prompted one latent frame ahead of another. paces: the same, more of it in constant motion and cut,
-most of it at the usual speeds. again is not in what is shipped, and none from bounces to onward, no
-rebounds and no paces in its first network, which has seen plain, aspects in five starts with a
-changing recipe, large for an hour, prompted three times, tasks twice, and each of the others once,
-14.9 hours in all, as its provenance tells; what it came to is in experiments/shipped, why aspects
-changed in experiments/latents.
+most of it at the usual speeds. shots: the same with more stars, more that is cut and more from
+text alone. looks: stars with more that bounces and falls. again is not in what is shipped, and none
+from bounces to onward, no rebounds, paces and shots in its first network, which has seen plain,
+aspects in five starts with a changing recipe, large for an hour, prompted three times, tasks twice,
+and each of the others once, 15.5 hours in all, as its provenance tells; what it came to is in
+experiments/shipped, why aspects changed in experiments/latents.
 Hardware: 2 CPU cores, hours; smallest TPU slices: v5e:1x1. `smoke` takes a minute.
 """
 
@@ -93,7 +98,7 @@ from ml_collections import ConfigDict
 from configs import base, tiny
 from sora_jax.data.prompt_mix import KINDS
 
-TWO = ("early", "onward", "rebounds", "paces", "late", "stars")
+TWO = ("early", "onward", "rebounds", "paces", "shots", "late", "stars", "looks")
 """Legs of a network for each part of the way."""
 TASKS = (
   "tasks",
@@ -277,7 +282,7 @@ def of_two_networks(c: ConfigDict, size: str) -> None:
     w.motions += ("cut",) * 4
     w.seed, d.prompts.head, d.prompts.near_noise = 67, 0.42, 0.75
     c.optimizer.lr = 1e-3
-  if size in ("rebounds", "paces"):
+  if size in ("rebounds", "paces", "shots"):
     w.motions = ("constant",) * 10 + ("bounce",) * 16 + ("gravity",) * 12
     w.motions += ("cut",) * 5 + ("morph", "swing") * 2
     w.sizes = 2 * SMALL[:1] + 3 * ASPECTS[:3] + ASPECTS[3:] + ((96, 64), (64, 96)) * 2
@@ -292,7 +297,14 @@ def of_two_networks(c: ConfigDict, size: str) -> None:
     w.slowest, w.slow_fraction, w.seed = 0.4, 0.4, 76
     d.prompts.update({"head": 0.38, "tail": 0.38, "staged": 0.5})
     c.optimizer.lr = 1.2e-3
-  if size in ("late", "stars"):
+  if size == "shots":
+    w.shapes += ("star",)
+    w.motions = ("constant",) * 11 + ("bounce",) * 14 + ("gravity",) * 13
+    w.motions += ("cut",) * 12 + ("morph", "swing") * 2
+    w.slowest, w.slow_fraction, w.seed = 0.4, 0.3, 78
+    d.prompts.update({"head": 0.36, "tail": 0.28, "staged": 0.5})
+    c.optimizer.lr = 1.2e-3
+  if size in ("late", "stars", "looks"):
     w.styles = ("plain",) * 6 + ("outline", "hatched", "night")
     w.motions = ("constant",) * 10 + ("bounce", "gravity", "cut") * 4 + ("morph", "swing") * 3
     w.image_fraction, w.seed = 0.1, 68
@@ -301,7 +313,7 @@ def of_two_networks(c: ConfigDict, size: str) -> None:
     c.diffusion.time_low, c.diffusion.time_high = 0.0, 0.5
     c.diffusion.time_mean, c.diffusion.time_std, c.diffusion.time_uniform = -1.5, 1.2, 0.2
     c.optimizer.lr = 1e-3
-  if size == "stars":
+  if size in ("stars", "looks"):
     w.shapes += ("star",) * 2
     w.motions = ("constant",) * 8 + ("cut",) * 11 + ("bounce", "gravity") * 5
     w.motions += ("morph", "swing") * 2
@@ -309,3 +321,7 @@ def of_two_networks(c: ConfigDict, size: str) -> None:
     w.styles, w.seed = ("plain",) * 7 + ("outline",) * 2 + ("hatched", "night"), 73
     c.diffusion.time_high, c.diffusion.time_mean = 0.3, -1.0
     c.optimizer.lr = 1.2e-3
+  if size == "looks":
+    w.motions = ("constant",) * 8 + ("cut", "bounce") * 10 + ("gravity",) * 8
+    w.motions += ("morph", "swing") * 2
+    w.slowest, w.slow_fraction, w.seed = 0.4, 0.3, 79

@@ -293,6 +293,13 @@ def test_a_start_of_another_shape_is_refused_before_clips_are_made(tmp_path, vae
   assert not (tmp_path / "run").exists()
 
 
+def test_a_model_of_another_shape_is_refused_before_clips_are_made(tmp_path, vae_file):
+  config = config_of("tiny", vae_file, train__init_from="tiny")
+  with pytest.raises(ValueError, match="tiny does not fit the network: dit/.*expected"):
+    main.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 KINDS = """
 from configs import tiny, vae
 from sora_jax.tasks import build

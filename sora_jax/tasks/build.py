@@ -198,12 +198,16 @@ def make_vae(source: ClipsConfig, parts: dict) -> Task:
 
 
 def text_to_video(config: Mapping, source: ClipsConfig, mesh: Mesh) -> functools.partial:
-  """Checks the sections that text to video reads; returns its maker."""
+  """Checks the sections that text to video reads, and the weights that it starts from; returns its
+  maker."""
   autoencoder = load_autoencoder(config["vae"]["weights"])
   parts = parts_of(config, autoencoder, sharding.host_share(mesh))
   parts["beside"] = networks_beside(config, parts["init_from"], parts["dit"].config)
   sections.fits(source, parts["pipeline"], autoencoder.network.config)
-  check_mesh(config, mesh, TextToVideo(sources=None, **parts))
+  task = TextToVideo(sources=None, **parts)
+  check_mesh(config, mesh, task)
+  if parts["init_from"] is not None:
+    jax.eval_shape(task.init, jax.random.key(0))
   data = part(config["data"], "encode_batch", "crop")
   return functools.partial(make_text_to_video, source, parts, autoencoder, data)
 

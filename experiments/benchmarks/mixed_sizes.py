@@ -8,7 +8,9 @@ words a clip, timed in turn within one run; figures are real tokens a second. Ou
 out over the cores, as in training; PyTorch has as many threads.
 
   packed    rows of 540 tokens, the longest clip, one program
-  padded    a clip a row, padded to the longest: the same network
+  padded    a clip a row, padded to the longest: the same network, whose attention skips padding
+  masked    the same rows, attended to as they usually are: all scores are formed, and those of
+            padding masked
   buckets   clips of one shape in each batch, a clip a row, nothing padded: the same network. Of all
             shapes some are timed, drawn by their share of tokens; each is a program of its own
   torch     PyTorch's plain DiT (torch_dit.py), padded to the longest; equal: all of one length, as
@@ -36,6 +38,7 @@ import train_step
 from flax import linen as nn
 
 from sora_jax.nn.dit import DiT
+from sora_jax.ops.attention import attention
 
 TOKENS = 4096
 """Of a packed step; others take about as many real ones, or padded ones."""
@@ -90,16 +93,17 @@ def methods(config):
   params, steps, tokens = parameters(config), {}, {}
   about = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
 
-  def add(name, rows, row_len, segments):
+  def add(name, rows, row_len, segments, attend=None):
     start = time.perf_counter()
     batch = batch_of(config, rows, row_len, segments)
-    steps[name] = train_step.packed_step(config, params, batch)
+    steps[name] = train_step.packed_step(config, params, batch, attend=attend)
     say(f"{name}: {len(rows)} rows of {row_len}, made in {time.perf_counter() - start:.0f} s")
     tokens[name] = tokens_of(rows)
 
   add("packed", packed, longest, max(len(row) for row in packed))
   padded = [[grid] for grid in grids[: even(TOKENS / longest)]]
   add("padded", padded, longest, 1)
+  add("masked", padded, longest, 1, attention)
   shapes = collections.Counter(grids)
   drawn = systematic(*zip(*((g, math.prod(g) * n) for g, n in sorted(shapes.items()))), SHAPES)
   for i, grid in enumerate(drawn):
@@ -146,6 +150,7 @@ def ratios(rate):
   """How much faster one way is than another."""
   found = {
     "packed_over_padded": rate["packed"] / rate["padded"],
+    "packed_over_masked": rate["packed"] / rate["masked"],
     "packed_over_buckets": rate["packed"] / rate["buckets"],
   }
   if any(name.startswith("torch") for name in rate):

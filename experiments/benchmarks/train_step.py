@@ -47,6 +47,7 @@ from sora_jax.nn.dit import DiT  # noqa: E402
 from sora_jax.nn.dit_config import DiTConfig  # noqa: E402
 from sora_jax.nn.text import TextConfig  # noqa: E402
 from sora_jax.ops import packing  # noqa: E402
+from sora_jax.ops.attention import Attention  # noqa: E402
 from sora_jax.tasks import costs  # noqa: E402
 from sora_jax.train import processors  # noqa: E402
 
@@ -108,16 +109,19 @@ def packed_batch(size: dict, rows: list, rng: np.random.Generator) -> dict:
   )
 
 
-def packed_step(config: DiTConfig, params: dict, batch: dict, cores: int = 0) -> "Step":
+def packed_step(
+  config: DiTConfig, params: dict, batch: dict, cores: int = 0, attend: Attention | None = None
+) -> "Step":
   """The step of our network, whose rows are shared out over the cores, as in training.
 
-  cores: 0 = as many as the rows can be shared out to.
+  cores: 0 = as many as the rows can be shared out to. attend: instead of the attention among tokens
+  that training takes for such rows.
   """
   rows, devices = batch["tokens"].shape[0], jax.devices()
   cores = cores or max(n for n in range(1, len(devices) + 1) if rows % n == 0)
   mesh = sharding.make_mesh((-1, 1, 1, 1), devices[:cores])
   near, far = sharding.attentions(mesh, config.heads)
-  network = DiT(config, attention=near, cross_attention=far)
+  network = DiT(config, attention=attend or near, cross_attention=far)
 
   def loss(config: DiTConfig, params: dict, batch: dict) -> jax.Array:
     arguments = (batch["tokens"], batch["time"], batch["layout"], batch["text"])

@@ -20,10 +20,9 @@ from sora_jax.ops.attention import MASKED, TINY
 from sora_jax.ops.linear import fence
 from sora_jax.shapes import PAD_SEGMENT
 
-SIZES = {"forward": 4, "backward": 8}
+SIZES = 8
 """Sizes of windows, even parts of a row; a segment takes the smallest that holds it. Each is a loop
-to compile: sampling, which compiles the forward pass alone, begins the sooner with fewer, and short
-rows have fewer, `LEAST` tokens apart."""
+to compile, so short rows have fewer, `LEAST` tokens apart."""
 LEAST = 64
 
 NAMES = 1 << 16
@@ -55,7 +54,7 @@ def forward(
   The tokens of a segment must lie together. sizes: of windows; by default as many as pay.
   """
   (R, L, A, K), M = q_RLAK.shape, k_RMAK.shape[1]
-  sizes = sizes or default_sizes("forward", L, M)
+  sizes = sizes or default_sizes(L, M)
   sizes_L, sizes_M = windows(L, sizes), windows(M, sizes)
   runs = runs_of(segment_RL, segment_RM, sizes_L, sizes_M)
   q_ANK, k_ANK, v_ANK = flat(q_RLAK * K**-0.5), flat(k_RMAK), flat(v_RMAK)
@@ -90,7 +89,7 @@ def backward(
   """Gradients of queries, keys and values, as `ops.flash.backward`."""
   along_RLA = (given_RLAK.astype(jnp.float32) * out_RLAK).sum(-1)
   (R, L, A, K), M = q_RLAK.shape, k_RMAK.shape[1]
-  sizes = sizes or default_sizes("backward", L, M)
+  sizes = sizes or default_sizes(L, M)
   sizes_L, sizes_M = windows(L, sizes), windows(M, sizes)
   runs = runs_of(segment_RL, segment_RM, sizes_L, sizes_M)
   q_ANK, k_ANK, v_ANK = flat(q_RLAK * K**-0.5), flat(k_RMAK), flat(v_RMAK)
@@ -148,9 +147,9 @@ def runs_of(
   return Runs(start[order], length[order], key_start[order], key_length[order], edges)
 
 
-def default_sizes(way: str, length: int, key_length: int) -> int:
+def default_sizes(length: int, key_length: int) -> int:
   """Sizes of windows of rows of these lengths."""
-  return min(SIZES[way], math.ceil(max(length, key_length) / LEAST))
+  return min(SIZES, math.ceil(max(length, key_length) / LEAST))
 
 
 def windows(length: int, sizes: int) -> list[int]:

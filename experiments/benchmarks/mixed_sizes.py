@@ -9,8 +9,7 @@ out over the cores, as in training; PyTorch has as many threads.
 
   packed    rows of 540 tokens, the longest clip, one program
   padded    a clip a row, padded to the longest: the same network, whose attention skips padding
-  masked    the same rows, attended to as they usually are: all scores are formed, and those of
-            padding masked
+  masked    the same rows, all scores formed and those of padding masked
   buckets   clips of one shape in each batch, a clip a row, nothing padded: the same network. Of all
             shapes some are timed, drawn by their share of tokens; each is a program of its own
   torch     PyTorch's plain DiT (torch_dit.py), padded to the longest; equal: all of one length, as

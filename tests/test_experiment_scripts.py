@@ -230,6 +230,9 @@ rows = [{"exact": 1.0, "turns": float(k > 0), "jump_0.5_to_1.5": 0.5} for k in r
 rows[3]["closing"], rows[4]["closing"] = 2.0, np.nan
 told["summary"] = ground.summary(rows)
 told["nothing"] = ground.summary([{"turns": np.nan}])
+told["steady"] = [ground.steady(video) for video in (true[0], gray[0])]
+gray[0][5] += 30
+told["steady"].append(ground.steady(gray[0]))
 calls = []
 
 def generate(prompt, size, frames, **how):
@@ -254,6 +257,10 @@ def test_objects_that_are_not_found_are_counted_and_stop_nothing(ground):
   assert ground["lost"]["of"] == {"speed_read": 0, "evenness": 0}
   slope, count = ground["found"][0][0], ground["found"][1]
   assert count == 3 and abs(slope - 1) < 0.5
+
+
+def test_a_background_that_changes_for_a_frame_is_seen(ground):
+  assert ground["steady"] == [1.0, 1.0, 0.0]
 
 
 def test_shares_have_wilsons_intervals_and_figures_tell_of_how_many_clips_they_are(ground):

@@ -30,7 +30,7 @@ OTHER = {name: 1000 + k for k, name in enumerate(("second", "edit", "wide"))}
 """Seeds of the worlds that second clips come from."""
 SHARES = frozenset({
   "as asked", "backgrounds", "changed", "changes_once", "color", "cut", "direction", "exact",
-  "jump_0.5_to_1.5", "kept", "object", "object_made", "same", "shape", "single", "whole",
+  "jump_0.5_to_1.5", "kept", "object", "object_made", "same", "shape", "single", "steady", "whole",
 })  # fmt: skip
 """Figures that are 1 or 0 for a clip, or a mean of such over its seams."""
 
@@ -312,6 +312,12 @@ def right(video, truth, *names):
   """Whether all of these attributes are read as the truth says."""
   scores = detectors.score(detectors.detect(video), truth)
   return float(all(scores[name] for name in names))
+
+
+def steady(video):
+  """Whether every frame has the background that most have; `right` looks at the median alone."""
+  border = detectors.border_colors(video)
+  return float(np.linalg.norm(border - np.median(border, axis=0), axis=1).max() <= 20)
 
 
 def sheet(name, given, ways, labels):

@@ -76,8 +76,7 @@ def judged(video, truth):
   single = [detectors.detect(frame[None]) for frame in video]
   count_T = np.array([round(found.parts) if found.present else 0 for found in single])
   asked_3 = np.asarray(vocabulary.BACKGROUNDS[truth["background"]], float)
-  border = [detectors.border_color(frame[None].astype(np.float32)) for frame in video]
-  return scores, count_T, np.linalg.norm(np.array(border) - asked_3, axis=1)
+  return scores, count_T, np.linalg.norm(detectors.border_colors(video) - asked_3, axis=1)
 
 
 def joints(video, begins):

@@ -161,7 +161,7 @@ def connect(make):
 
   def judge(i, video):
     a, b = starts[i].truth, ends[i].truth
-    border = np.array([detectors.border_color(frame[None].astype(np.float32)) for frame in video])
+    border = detectors.border_colors(video)
     found = {
       "exact": float(
         (video[:5] == starts[i].video_THWC).all() and (video[-5:] == ends[i].video_THWC).all()
@@ -218,7 +218,10 @@ def edit(make):
       if what == "style"
       else ground.right(video, truth, what)
     )
-    rows[what].append({"changed": float(there), "trajectory": ground.correlation(path, new_path)})
+    rows[what].append({
+      "changed": float(there), "trajectory": ground.correlation(path, new_path),
+      "steady": ground.steady(video),
+    })  # fmt: skip
   figures = {what: ground.summary(found) for what, found in rows.items()}
   figures["all"] = ground.summary([row for found in rows.values() for row in found])
   ground.sheet(

@@ -122,6 +122,11 @@ def border_color(video_THWC: Float[np.ndarray, "T H W 3"]) -> Float[np.ndarray, 
   return np.median(video_THWC[:, rim].reshape(-1, 3), axis=0)
 
 
+def border_colors(video_THWC: Shaped[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T 3"]:
+  """The background's colour of each frame."""
+  return np.stack([border_color(frame_1HWC) for frame_1HWC in video_THWC[:, None].astype(float)])
+
+
 def name_background(rgb_3: Float[np.ndarray, "3"]) -> tuple[str, bool]:
   """The nearest named background, and whether in its dimmed form for the night style."""
   best = []
